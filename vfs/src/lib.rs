@@ -1,0 +1,23 @@
+//! SQLite whose durable home is a Cloud Storage bucket.
+#![deny(unsafe_code)]
+
+pub mod error;
+pub mod page;
+
+pub mod sqlite;
+
+mod database;
+
+pub mod delta;
+
+pub mod replica;
+pub mod store;
+
+pub mod cache;
+
+pub mod protocol;
+
+mod log;
+
+pub use error::{Error, ErrorKind, Result};
+pub use page::{PageCount, PageSize, Pgno, TxId};

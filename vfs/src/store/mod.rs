@@ -1,0 +1,204 @@
+//! The bucket, as one small trait with what it guarantees.
+//!
+//! A [`Store`] holds objects under names with `/` in them. An object is written whole: no reader ever
+//! sees a part of one. Each write of a name gives it a new generation, and a write or delete can be made
+//! to depend on the generation seen before. That is all the log and the lease need.
+//!
+//! Every attempt of an operation has a timeout, and transient failures (connection errors, timeouts,
+//! 408, 429, 5xx) are tried again with exponential backoff and jitter up to a deadline. What cannot be
+//! retried blindly is a write whose answer was lost: it is reported as [`StoreError::Unknown`], never as
+//! failed or done, and the caller settles it by sending the same bytes again.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind};
+
+/// The number that a store gives to one write of a name; never zero, never given twice for one name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Generation(pub u64);
+
+/// Milliseconds since 1970 on the *bucket's* clock; never compared with a clock of this machine.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct BucketTime(pub i64);
+
+/// What must hold of a name for a write to happen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Condition {
+    /// The name does not exist.
+    Absent,
+    /// The name exists and its newest write is this one.
+    Generation(Generation),
+}
+
+/// What a store says of an object beside its bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Meta {
+    /// Which write of the name this is.
+    pub generation: Generation,
+    /// Size of the whole object in bytes.
+    pub size: u64,
+    /// When this generation was written, on the bucket's clock; `None` where the store did not say.
+    pub created: Option<BucketTime>,
+    /// CRC-32C of the whole object; `None` where the store did not say.
+    pub crc32c: Option<u32>,
+}
+
+/// An object, or the range of it that was asked for.
+#[derive(Clone, Debug)]
+pub struct Object {
+    /// The bytes of the range; all of them when no range was asked for.
+    pub bytes: Bytes,
+    /// Of the generation that the bytes belong to.
+    pub meta: Meta,
+    /// The bucket's clock when it answered; `None` where the answer carried no usable date.
+    pub date: Option<BucketTime>,
+}
+
+/// One row of a listing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// Full name of the object below the store's place.
+    pub name: String,
+    /// What the store says of it.
+    pub meta: Meta,
+    /// The object's custom metadata.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Why an operation of a store did not succeed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// There is no object of this name.
+    #[error("{0}: no such object")]
+    NotFound(String),
+    /// The condition of a write or delete did not hold: nothing was changed by this attempt. (After an earlier
+    /// attempt whose answer was lost, the object that is there may be that attempt's own.)
+    #[error("{0}: another write of this name came first")]
+    Precondition(String),
+    /// The range lies outside the object.
+    #[error("{0}: the range lies outside the object")]
+    Range(String),
+    /// The write may or may not have happened, and may still happen later.
+    #[error("{name}: not known whether it was written ({why})")]
+    Unknown {
+        /// The object's name.
+        name: String,
+        /// What the last attempt met.
+        why: String,
+    },
+    /// The store could not be reached, or kept failing, until the deadline; nothing was written.
+    #[error("{name}: the bucket did not answer ({why})")]
+    Unavailable {
+        /// The object's name.
+        name: String,
+        /// What the last attempt met.
+        why: String,
+    },
+    /// The store refuses: credentials, permissions, no such bucket, a name or a size it does not take.
+    #[error("{name}: refused by the store ({why})")]
+    Refused {
+        /// The object's name.
+        name: String,
+        /// What the store said.
+        why: String,
+    },
+    /// The bytes that came are not the bytes that were stored.
+    #[error("{name}: damaged on the way ({why})")]
+    Damaged {
+        /// The object's name.
+        name: String,
+        /// Which check failed.
+        why: String,
+    },
+}
+
+impl StoreError {
+    /// Whether the same call may succeed later without anything being mended.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, StoreError::Unknown { .. } | StoreError::Unavailable { .. } | StoreError::Damaged { .. })
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Error {
+        let kind = match &error {
+            StoreError::NotFound(_) | StoreError::Range(_) => ErrorKind::Corrupt,
+            StoreError::Precondition(_) => ErrorKind::Fenced,
+            StoreError::Refused { .. } => ErrorKind::Configuration,
+            _ => ErrorKind::Unavailable,
+        };
+        Error::new(kind, error.to_string())
+    }
+}
+
+/// A place that keeps objects.
+///
+/// Guarantees of every implementation, checked by one conformance suite:
+/// - **Atomic.** A reader sees no object or the whole object, whoever crashes.
+/// - **Read after write.** What `put` reported as done is seen by every later `get` and `list`, of any process.
+/// - **One winner.** Of any number of concurrent `put`s with the same condition, at most one succeeds.
+/// - **Durable.** What `put` reported as done survives a crash of the machine.
+/// - **Bounded.** No call waits for ever: each ends within the store's deadline.
+#[async_trait]
+pub trait Store: fmt::Debug + Send + Sync {
+    /// The place, as a person would name it: `gs://bucket/prefix` or `file:///dir`.
+    fn place(&self) -> String;
+
+    /// Reads an object, whole or a range of bytes of it. A range that reaches past the end is cut to it.
+    async fn get(&self, name: &str, range: Option<Range<u64>>) -> Result<Object, StoreError>;
+
+    /// Writes an object with its custom metadata, if the condition holds.
+    async fn put(
+        &self,
+        name: &str,
+        body: Bytes,
+        metadata: &BTreeMap<String, String>,
+        condition: Condition,
+    ) -> Result<Meta, StoreError>;
+
+    /// Lists the objects whose names begin with `prefix`, in ascending order of names, from the name `start` on
+    /// (inclusive) where one is given. All pages of the listing are fetched.
+    async fn list(&self, prefix: &str, start: Option<&str>) -> Result<Vec<Entry>, StoreError>;
+
+    /// Deletes an object if its newest write is `generation`. A name that is not there is [`StoreError::NotFound`].
+    async fn delete(&self, name: &str, generation: Generation) -> Result<(), StoreError>;
+
+    /// What was asked of the store so far through this value, every attempt counted.
+    fn traffic(&self) -> &Traffic;
+}
+
+/// A store that many owners share.
+pub type SharedStore = Arc<dyn Store>;
+
+/// Counts of requests by kind and of bytes by direction; every attempt counts, also a failed one.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Reads of objects (class B).
+    pub gets: AtomicU64,
+    /// Writes of objects (class A).
+    pub puts: AtomicU64,
+    /// Pages of listings (class A).
+    pub lists: AtomicU64,
+    /// Deletes (free).
+    pub deletes: AtomicU64,
+    /// Bytes of objects received.
+    pub bytes_in: AtomicU64,
+    /// Bytes of objects sent.
+    pub bytes_out: AtomicU64,
+}
+
+impl Traffic {
+    /// The counts at this moment: gets, puts, lists, deletes, bytes received, bytes sent.
+    pub fn snapshot(&self) -> [u64; 6] {
+        [&self.gets, &self.puts, &self.lists, &self.deletes, &self.bytes_in, &self.bytes_out]
+            .map(|count| count.load(Ordering::Relaxed))
+    }
+}
