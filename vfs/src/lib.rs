@@ -17,6 +17,8 @@ pub mod cache;
 
 pub mod protocol;
 
+mod runtime;
+
 mod log;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,1 @@
+//! `litestream restore`, the independent judge of a bucket.

@@ -1,0 +1,1 @@
+//! A TCP proxy in front of the emulator that delays, drops and breaks requests.

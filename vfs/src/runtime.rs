@@ -1,0 +1,78 @@
+//! The one tokio runtime of the process, and the way a thread of SQLite's waits for it.
+//!
+//! It starts at the first use and not before (a library that starts threads when it is loaded breaks
+//! `fork`). A forked child has none of its parent's threads: it notices by the process id and starts a
+//! runtime of its own; the parent's is left alone, never dropped.
+//!
+//! A caller may itself be a thread of some other runtime, so nothing here uses `block_on`: the work is
+//! spawned, and the caller waits on an ordinary channel with a deadline.
+
+use std::future::Future;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::runtime::{Builder, Handle, Runtime};
+
+use crate::error::{Error, ErrorKind, Result};
+
+static CURRENT: Mutex<Option<(u32, &'static Runtime)>> = Mutex::new(None);
+
+/// The handle of this process's runtime; starts it if there is none.
+pub(crate) fn handle() -> Result<Handle> {
+    let pid = std::process::id();
+    let mut current = CURRENT.lock();
+    if let Some((owner, runtime)) = *current
+        && owner == pid
+    {
+        return Ok(runtime.handle().clone());
+    }
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("sqlite-gcs")
+        .enable_all()
+        .build()
+        .map_err(|e| Error::local("starting the background threads", &e))?;
+    // Lives as long as the process: it is never shut down, because callers may come until the very end.
+    let runtime: &'static Runtime = Box::leak(Box::new(runtime));
+    *current = Some((pid, runtime));
+    Ok(runtime.handle().clone())
+}
+
+/// Runs `work` on the runtime and waits for it, `limit` at most. `what` names the work in the error.
+///
+/// After the deadline the work is aborted at its next await point.
+pub(crate) fn wait<T: Send + 'static>(
+    what: &str,
+    limit: Duration,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T> {
+    let (answer, answered) = mpsc::sync_channel(1);
+    let task = handle()?.spawn(async move {
+        // The receiver is gone only when the caller gave up.
+        let _ = answer.send(work.await);
+    });
+    answered.recv_timeout(limit).map_err(|_| {
+        task.abort();
+        Error::new(ErrorKind::Unavailable, format!("{what}: no answer within {} ms", limit.as_millis()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_works_inside_another_runtime() {
+        let outer = Builder::new_current_thread().build().expect("a runtime");
+        let got = outer.block_on(async { wait("two", Duration::from_secs(5), async { 2 }) });
+        assert_eq!(got.expect("an answer"), 2);
+    }
+
+    #[test]
+    fn a_wait_ends_at_its_deadline() {
+        let error = wait("nothing", Duration::from_millis(20), std::future::pending::<()>()).expect_err("no answer");
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.to_string().starts_with("nothing: "), "{error}");
+    }
+}
