@@ -22,6 +22,7 @@ mod config;
 mod local;
 mod outbox;
 mod runtime;
+mod upload;
 
 mod log;
 
