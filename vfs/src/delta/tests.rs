@@ -386,6 +386,26 @@ fn every_kind_of_lz4_frame_is_read() {
 }
 
 #[test]
+fn a_frame_holds_exactly_one_page() {
+    let (header, pages) = sample();
+    for bytes in [encode(header, &pages), encode_older(header, &pages)] {
+        let entry = PageIndex::decode(&bytes, bytes.len() as u64).unwrap().entries()[1];
+        let frame = &bytes[entry.offset as usize..][..entry.len as usize];
+        assert_eq!(decode_page_frame(frame, size(512)).unwrap().0, Pgno(3));
+        let error = decode_page_frame(frame, size(1024)).unwrap_err();
+        assert!(error.to_string().ends_with("holds 512 bytes instead of 1024"), "{error}");
+    }
+}
+
+#[test]
+fn empty_blocks_without_end_are_given_up() {
+    let mut frame = vec![0, 0, 0, 1, 0, 0, 0x04, 0x22, 0x4d, 0x18, 0x60, 0x40, 0x82];
+    frame.extend([0, 0, 0, 0x80].repeat(1 << 20));
+    let error = decode_page_frame(&frame, size(512)).unwrap_err();
+    assert!(error.to_string().contains("longer than"), "{error}");
+}
+
+#[test]
 fn a_snapshot_that_lacks_a_page_is_not_read() {
     let header = Header::compacted(size(512), PageCount(3), TxId(1), TxId(4), 0);
     let pages: Pages = [1, 2, 3].map(|n| (Pgno(n), vec![n as u8; 512])).into();
