@@ -65,7 +65,6 @@ impl Cities {
         let mut population = column();
         let mut timezone = column();
         let row = move || -> Result<City<'_>, Box<dyn Error>> {
-            let mut next = |lines: &mut Lines<'_>| lines.next().ok_or("the data set ends early");
             id += next(&mut step)?.parse::<i64>()?;
             let [name, country, region] = &mut text;
             let [latitude, longitude] = &mut degrees;
@@ -82,6 +81,10 @@ impl Cities {
         };
         Ok(std::iter::repeat_with(row).take(count))
     }
+}
+
+fn next<'a>(column: &mut Lines<'a>) -> Result<&'a str, Box<dyn Error>> {
+    column.next().ok_or_else(|| "the data set ends early".into())
 }
 
 /// The countries, each as its six fields: code, name, continent, capital, area in km², inhabitants.
