@@ -42,7 +42,7 @@ fn points(values: &[f64], largest: f64) -> Vec<(f64, f64)> {
 /// A number in at most four characters where it can be.
 pub fn short(value: f64) -> String {
     match value {
-        v if v == 0.0 => "0".to_owned(),
+        0.0 => "0".to_owned(),
         v if v < 10.0 => format!("{v:.1}"),
         v => format!("{v:.0}"),
     }
