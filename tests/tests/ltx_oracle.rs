@@ -1,19 +1,12 @@
 //! Deltas of ours, judged by Litestream: what `litestream restore` makes of them is the database they came from.
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 use rusqlite::Connection;
 use sqlite_gcs::delta::{Decoder, Encoder, Header, merge};
 use sqlite_gcs::{PageCount, PageSize, Pgno, TxId};
-
-fn litestream() -> PathBuf {
-    let path = std::env::var_os("SQLITE_GCS_TEST_LITESTREAM")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/litestream"), PathBuf::from);
-    assert!(path.is_file(), "no litestream at {}: run `make setup`", path.display());
-    path
-}
+use sqlite_gcs_tests::litestream;
 
 /// A replica directory, and the database as the last delta left it.
 struct Replica {
@@ -55,21 +48,8 @@ impl Replica {
         self.database = now;
     }
 
-    /// The restored file, or what Litestream said.
-    fn restore(&self) -> Result<Vec<u8>, String> {
-        let to = self.dir.path().join("restored.db");
-        let _ = std::fs::remove_file(&to);
-        let from = format!("file://{}", self.dir.path().join("replica").display());
-        let output = Command::new(litestream())
-            .args(["restore", "-o"])
-            .args([to.as_os_str(), from.as_ref()])
-            .env("GCE_METADATA_HOST", "127.0.0.1:1")
-            .output()
-            .unwrap();
-        if !output.status.success() {
-            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
-        }
-        Ok(std::fs::read(to).unwrap())
+    fn restore(&self) -> Result<Vec<u8>, litestream::Failure> {
+        litestream::restore(&format!("file://{}", self.dir.path().join("replica").display()), None)
     }
 }
 
@@ -121,6 +101,6 @@ fn litestream_refuses_a_damaged_delta() {
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     std::fs::write(&path, bytes).unwrap();
-    let said = replica.restore().expect_err("the judge does not look");
+    let said = replica.restore().expect_err("the judge does not look").to_string();
     assert!(said.contains("checksum"), "{said}");
 }
