@@ -19,6 +19,9 @@ pub mod protocol;
 
 mod runtime;
 
+mod file_lock;
+mod words;
+
 mod log;
 
 pub use error::{Error, ErrorKind, Result};
