@@ -23,3 +23,5 @@ mod log;
 
 pub use error::{Error, ErrorKind, Result};
 pub use page::{PageCount, PageSize, Pgno, TxId};
+#[cfg(feature = "static")]
+pub use sqlite::register;

@@ -53,7 +53,20 @@ impl Database {
     /// disk ready for the base VFS to open. Called once per process and database, under the registry's lock
     /// of that path, before the base VFS opens the file.
     pub(crate) fn open(request: OpenRequest) -> Result<Arc<Database>> {
+        if request.create && std::fs::metadata(&request.path).map_or(true, |meta| meta.len() == 0) {
+            let mut page = crate::sqlite::header::new_database_header(crate::page::PageSize::DEFAULT);
+            crate::sqlite::header::mask(&mut page, 0);
+            std::fs::write(&request.path, page)
+                .map_err(|e| crate::error::Error::local("making the database file", &e))?;
+        }
         Ok(Arc::new(Database { path: request.path, index: Mutex::new(None) }))
+    }
+
+    /// Another connection of this process opens the database: checks that its settings agree with those in force.
+    /// Called under the registry's lock of that path; must not wait for the network.
+    pub(crate) fn join(&self, request: &OpenRequest) -> Result<()> {
+        let _ = request;
+        Ok(())
     }
 
     /// The canonical path of the main file.
@@ -141,3 +154,7 @@ impl Database {
 
 /// At normal process exit: closes every database that is still open, each as [`Database::close`] does.
 pub(crate) fn close_all_at_exit() {}
+
+/// In a forked child: forgets the parent's databases and its background threads. Takes no lock, because another
+/// thread of the parent may have held it.
+pub(crate) fn after_fork_in_child() {}
