@@ -5,14 +5,21 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::LazyLock;
 
-/// Where cargo put the library of this package.
-fn library() -> PathBuf {
-    let test = std::env::current_exe().expect("this test's own path");
-    let deps = test.parent().expect("a folder");
-    let found = deps.join("libsqlite_gcs.so");
-    assert!(found.exists(), "{} is not there: cargo builds it with this test", found.display());
-    found
+/// The extension as it ships, built once: cargo does not build a `cdylib` for a package's tests by itself.
+fn library() -> &'static Path {
+    static BUILT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target folder");
+        let status = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--package", env!("CARGO_PKG_NAME"), "--target-dir"])
+            .arg(target)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status();
+        assert!(status.expect("cargo runs").success(), "building the extension failed");
+        target.join("debug/libsqlite_gcs.so")
+    });
+    &BUILT
 }
 
 struct Place {
