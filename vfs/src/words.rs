@@ -160,9 +160,8 @@ impl Words {
         if segment_of(new - 1) >= SEGMENTS {
             return Err(self.broken(&format!("{new} words are more than it can hold")));
         }
-        allocate(&self.file, old * WORD_BYTES, (new - old) * WORD_BYTES).map_err(|e| {
-            Error::local(format!("growing {} to {} bytes", self.path.display(), new * WORD_BYTES), &e)
-        })?;
+        allocate(&self.file, old * WORD_BYTES, (new - old) * WORD_BYTES)
+            .map_err(|e| Error::local(format!("growing {} to {} bytes", self.path.display(), new * WORD_BYTES), &e))?;
         for segment in segment_of(old - 1)..=segment_of(new - 1) {
             self.segment(segment)?;
         }

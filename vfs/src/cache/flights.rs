@@ -78,6 +78,17 @@ impl Flights {
     }
 }
 
+#[cfg(test)]
+impl Flights {
+    /// How many threads wait for the flight that fetches a page.
+    pub(crate) fn waiters(&self, pgno: Pgno) -> usize {
+        let by_page = self.by_page.lock();
+        let Some(flight) = by_page.get(&pgno) else { return 0 };
+        let entries = by_page.values().filter(|other| Arc::ptr_eq(other, flight)).count();
+        Arc::strong_count(flight) - entries - 1
+    }
+}
+
 impl Departed<'_> {
     /// Ends the flight; those who wait get a copy of the outcome.
     pub(crate) fn land(mut self, outcome: Result<()>) -> Result<()> {

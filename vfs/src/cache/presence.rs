@@ -149,7 +149,8 @@ impl Presence {
     pub(crate) fn recount(&self) {
         let units = 0..self.units(self.pages());
         let bits = units.flat_map(|unit| (1..self.record).map(move |word| (unit, word)));
-        let ones = bits.filter_map(|(unit, word)| self.word(unit, word)).map(|w| w.load(Ordering::Relaxed).count_ones());
+        let ones =
+            bits.filter_map(|(unit, word)| self.word(unit, word)).map(|w| w.load(Ordering::Relaxed).count_ones());
         self.words.header(PRESENT).store(ones.map(u64::from).sum(), Ordering::Release);
     }
 
@@ -176,12 +177,11 @@ impl Presence {
         self.bit(pgno).is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
     }
 
-    /// The stamp of a unit. What is read before stays before it.
+    /// The stamp of a unit. What this thread read before stays before it, what it reads later stays behind it: a reader that
+    /// saw the bytes of a hole sees the clear that came before the hole.
     pub(crate) fn stamp(&self, unit: u64) -> Stamp {
-        fence(Ordering::SeqCst);
-        let stamp = self.word(unit, 0).map_or(0, |word| word.load(Ordering::SeqCst));
-        fence(Ordering::SeqCst);
-        Stamp(stamp)
+        fence(Ordering::Acquire);
+        Stamp(self.word(unit, 0).map_or(0, |word| word.load(Ordering::Acquire)))
     }
 
     /// Waits for a unit's lock.

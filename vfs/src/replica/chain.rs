@@ -151,7 +151,9 @@ mod tests {
 
     #[test]
     fn a_gap_is_an_error_that_names_the_missing_transaction() {
-        for names in [&[(9, 1, 5), (0, 6, 6), (0, 8, 8)][..], &[(9, 1, 6), (1, 8, 9)], &[(0, 1, 6), (9, 7, 9), (0, 8, 8)]] {
+        for names in
+            [&[(9, 1, 5), (0, 6, 6), (0, 8, 8)][..], &[(9, 1, 6), (1, 8, 9)], &[(0, 1, 6), (9, 7, 9), (0, 8, 8)]]
+        {
             let error = refused(names, None);
             assert_eq!(error.kind(), ErrorKind::Corrupt);
             assert!(error.to_string().contains("transaction 0000000000000007"), "{error}");
