@@ -158,6 +158,9 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Corrupt);
             assert!(error.to_string().contains("transaction 0000000000000007"), "{error}");
         }
+        let before_the_target = refused(&[(0, 1, 1), (0, 3, 3)], Some(3));
+        assert_eq!(before_the_target.kind(), ErrorKind::Corrupt);
+        assert!(before_the_target.to_string().contains("gap"), "{before_the_target}");
         // A log without its beginning is not an empty log.
         assert!(refused(&[(0, 2, 2)], None).to_string().contains("transaction 0000000000000001"));
         assert!(refused(&[(9, 7, 9)], None).to_string().contains("0000000000000001"));
