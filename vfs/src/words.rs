@@ -81,7 +81,7 @@ impl Words {
         allocate(&file, 0, STEP * WORD_BYTES).map_err(|e| failed(&e))?;
         let words = Words { path: path.into(), file, segments: Default::default(), growing: Mutex::new(()) };
         words.segment(0)?;
-        words.word(LEN).map_or_else(|| Err(words.broken("it is empty")), |w| Ok(w.store(STEP, Ordering::Release)))?;
+        words.header(LEN).store(STEP, Ordering::Release);
         words.header(MAGIC).store(magic, Ordering::Release);
         words.grow(len)?;
         Ok(words)
@@ -131,7 +131,7 @@ impl Words {
 
     /// The word at `index`; `None` beyond the length, or where no address space is left to map it.
     pub(crate) fn word(&self, index: u64) -> Option<&AtomicU64> {
-        if index >= self.len() && index != LEN {
+        if index >= self.len() {
             return None;
         }
         let segment = segment_of(index);

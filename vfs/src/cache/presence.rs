@@ -53,11 +53,6 @@ impl Stamp {
     pub(crate) fn clears(self) -> u32 {
         (self.0 >> 32) as u32
     }
-
-    /// How often a checkpoint wrote into it.
-    pub(crate) fn writes(self) -> u32 {
-        self.0 as u32
-    }
 }
 
 /// The bits and stamps of one cache file.
@@ -65,7 +60,6 @@ impl Stamp {
 pub(crate) struct Presence {
     words: Words,
     locks: UnitLocks,
-    page_size: PageSize,
     pages_per_unit: u32,
     record: u64,
 }
@@ -115,11 +109,7 @@ impl Presence {
 
     fn of(words: Words, locks: UnitLocks, page_size: PageSize) -> Presence {
         let pages_per_unit = (UNIT_BYTES / u64::from(page_size.bytes())) as u32;
-        Presence { words, locks, page_size, pages_per_unit, record: 1 + u64::from(pages_per_unit.div_ceil(64)) }
-    }
-
-    pub(crate) fn page_size(&self) -> PageSize {
-        self.page_size
+        Presence { words, locks, pages_per_unit, record: 1 + u64::from(pages_per_unit.div_ceil(64)) }
     }
 
     /// The size of the file in pages: never more than it really has.
@@ -257,6 +247,7 @@ impl Unit<'_> {
     }
 
     /// None of its pages counts as present any more. Returns how many did.
+    #[allow(dead_code, reason = "used by eviction only")]
     pub(crate) fn clear_all(&self) -> u32 {
         let had = (1..self.presence.record).map(|index| self.presence.clear_bits(self.unit, index, u64::MAX)).sum();
         self.presence.count(self.unit, CLEAR);

@@ -514,6 +514,8 @@ fn a_write_of_part_of_a_missing_page_keeps_the_rest_of_it() {
     expected[100..110].fill(9);
     assert!(page(&cache, 5) == expected);
     // From within a page on to the end of the next one.
+    let (unit, stamp) = cache.unit(Pgno(7));
+    assert!(cache.evict(unit, stamp).unwrap());
     checkpoint_bytes(&cache, 6 * BYTES + 50, 2 * BYTES - 50);
     assert!(page(&cache, 7)[..50] == content(7, 1)[..50]);
     // A write over the border of two units.
