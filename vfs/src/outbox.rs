@@ -20,6 +20,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::local::state::ObjectId;
 use crate::local::{remove, sync_dir};
 use crate::page::TxId;
+use crate::replica::fetch::{LocalObjects, ReadAt};
+use crate::replica::names::ObjectName;
 
 const MAGIC: &[u8; 8] = b"GCSFROZE";
 const TAIL: u64 = 16;
@@ -158,6 +160,23 @@ impl Outbox {
     /// Where the directory is.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
+    }
+}
+
+impl LocalObjects for Outbox {
+    fn open(&self, name: &ObjectName) -> Option<Box<dyn ReadAt>> {
+        let delta = *name == ObjectName::delta(name.max);
+        let file = delta.then(|| File::open(self.path(name.max)))?;
+        file.ok().map(|file| Box::new(Frozen(file)) as Box<dyn ReadAt>)
+    }
+}
+
+/// A frozen delta, open for reading. It stays readable when it is removed meanwhile.
+struct Frozen(File);
+
+impl ReadAt for Frozen {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<usize> {
+        std::os::unix::fs::FileExt::read_at(&self.0, buf, offset)
     }
 }
 

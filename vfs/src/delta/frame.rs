@@ -11,10 +11,12 @@
 //! Six zero bytes where a frame would begin end the pages. We write flags = 1 only; a page that does not
 //! compress is a block of literals.
 
-use std::io::{self, Read};
+use std::io::Read;
 
-use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
-use lz4_flex::frame::FrameDecoder;
+use lz4_flex::block::{
+    CompressTable, DecompressError, compress_into_with_table, decompress_into, decompress_into_with_dict,
+    get_maximum_output_size,
+};
 
 use crate::page::{PageSize, Pgno};
 
@@ -104,92 +106,105 @@ impl FrameReader {
                 head.len = 10;
                 self.block(input, u32::from_be_bytes(length), page)?;
             }
-            0 => lz4_frame(input, page)?,
+            0 => self.lz4_frame(input, page)?,
             flags => {
                 return Err(DecodeError::invalid("page flags", start + 4, format!("unknown bits in 0x{flags:04x}")));
             }
-        }
-        if input.offset() - start > u64::from(MAX_LEN) {
-            return Err(DecodeError::invalid("page frame", start, format!("longer than {MAX_LEN} bytes")));
         }
         Ok(Some(head))
     }
 
     fn block<R: Read>(&mut self, input: &mut Input<R>, length: u32, page: &mut [u8]) -> Result<(), DecodeError> {
         let at = input.offset();
-        let most = get_maximum_output_size(page.len());
+        let packed = self.take_packed(input, at - 4, length, page.len())?;
+        let size = decompress_into(packed, page).map_err(|error| not_lz4(at, &error))?;
+        exactly(at, size, page.len())
+    }
+
+    /// Reads an LZ4 frame, the older form, straight into the page. Its numbers are little-endian.
+    ///
+    /// ```text
+    /// 4    magic
+    /// 1    flags: 01 version, then a bit each for independent blocks, block checksums, content size,
+    ///      content checksum, reserved, dictionary
+    /// 1    largest block
+    /// 8?   content size
+    /// 1    checksum of the head
+    ///      blocks: 4 length, highest bit set when stored as it is; data; 4? checksum
+    /// 4    0
+    /// 4?   checksum of the content
+    /// ```
+    ///
+    /// lz4_flex can read this, but clears a buffer as large as the frame's largest block, commonly 4 MiB, for every
+    /// page. The frame's checksums are passed over: the delta's own covers the content.
+    fn lz4_frame<R: Read>(&mut self, input: &mut Input<R>, page: &mut [u8]) -> Result<(), DecodeError> {
+        let start = input.offset();
+        let [m0, m1, m2, m3, flags, _] = input.take("page")?;
+        if u32::from_le_bytes([m0, m1, m2, m3]) != 0x184D_2204 || flags & 0b1100_0011 != 0b0100_0000 {
+            return Err(DecodeError::invalid("page", start, "not an LZ4 frame, or one with a dictionary"));
+        }
+        let bytes_if = |bit: u8, count: usize| if flags & bit == 0 { 0 } else { count };
+        let mut skipped = [0; 9];
+        input.fill("page", &mut skipped[..bytes_if(0x08, 8) + 1])?;
+        let mut size = 0;
+        loop {
+            let at = input.offset();
+            let word = u32::from_le_bytes(input.take("page")?);
+            if word == 0 {
+                break;
+            }
+            let (before, rest) = page.split_at_mut(size);
+            if word >> 31 == 1 {
+                let length = (word & 0x7fff_ffff) as usize;
+                let room = rest.len();
+                let block = rest.get_mut(..length).ok_or_else(|| {
+                    DecodeError::invalid("page", at, format!("a block of {length} bytes, where {room} are left"))
+                })?;
+                input.fill("page", block)?;
+                size += length;
+            } else {
+                let packed = self.take_packed(input, at, word, before.len() + rest.len())?;
+                size += decompress_into_with_dict(packed, rest, before).map_err(|error| not_lz4(at, &error))?;
+            }
+            input.fill("page", &mut skipped[..bytes_if(0x10, 4)])?;
+            // Blocks may be empty; this many bytes no page needs.
+            if input.offset() - start > u64::from(MAX_LEN) {
+                return Err(DecodeError::invalid("page", start, format!("longer than {MAX_LEN} bytes")));
+            }
+        }
+        input.fill("page", &mut skipped[..bytes_if(0x04, 4)])?;
+        exactly(start, size, page.len())
+    }
+
+    /// Takes compressed bytes, no more than a page can need. `at` is where their length stands.
+    fn take_packed<R: Read>(
+        &mut self,
+        input: &mut Input<R>,
+        at: u64,
+        length: u32,
+        page_size: usize,
+    ) -> Result<&[u8], DecodeError> {
+        let most = get_maximum_output_size(page_size);
         let length = length as usize;
         if length == 0 || length > most {
-            let why = format!("{length}, where a page of {} bytes needs 1 to {most}", page.len());
-            return Err(DecodeError::invalid("page length", at - 4, why));
+            let why = format!("{length}, where a page of {page_size} bytes needs 1 to {most}");
+            return Err(DecodeError::invalid("page length", at, why));
         }
         self.packed.resize(length, 0);
         input.fill("page", &mut self.packed)?;
-        match decompress_into(&self.packed, page) {
-            Ok(size) if size == page.len() => Ok(()),
-            Ok(size) => Err(wrong_size(at, size, page.len())),
-            Err(error) => Err(DecodeError::invalid("page", at, format!("not an LZ4 block of one page: {error}"))),
-        }
+        Ok(&self.packed)
     }
 }
 
-fn wrong_size(at: u64, size: usize, page_size: usize) -> DecodeError {
-    DecodeError::invalid("page", at, format!("holds {size} bytes instead of {page_size}"))
+fn not_lz4(at: u64, error: &DecompressError) -> DecodeError {
+    DecodeError::invalid("page", at, format!("not LZ4 data of one page: {error}"))
 }
 
-/// The older form. What the LZ4 reader allocates is bounded by the format's largest block, 8 MiB.
-fn lz4_frame<R: Read>(input: &mut Input<R>, page: &mut [u8]) -> Result<(), DecodeError> {
-    let at = input.offset();
-    let mut body = Body { input, failure: None };
-    let mut size = 0;
-    let mut decoder = FrameDecoder::new(&mut body);
-    // One byte more than a page: the reader meets the frame's end mark and its checksums only when asked on.
-    let mut beyond = [0];
-    let outcome = loop {
-        let room = if size < page.len() { &mut page[size..] } else { &mut beyond[..] };
-        match decoder.read(room) {
-            Ok(0) => break Ok(()),
-            Ok(count) => size += count,
-            Err(error) => break Err(error),
-        }
-        if size > page.len() {
-            break Ok(());
-        }
-    };
-    drop(decoder);
-    match (outcome, body.failure) {
-        (_, Some(Failure::Ended)) => Err(DecodeError::truncated("page", at)),
-        (_, Some(Failure::Read(error))) => Err(DecodeError::read("page", at, error)),
-        (Err(error), None) => Err(DecodeError::invalid("page", at, format!("not an LZ4 frame: {error}"))),
-        (Ok(()), None) if size > page.len() => {
-            Err(DecodeError::invalid("page", at, format!("holds more than {} bytes", page.len())))
-        }
-        (Ok(()), None) if size < page.len() => Err(wrong_size(at, size, page.len())),
-        (Ok(()), None) => Ok(()),
+fn exactly(at: u64, size: usize, page_size: usize) -> Result<(), DecodeError> {
+    if size == page_size {
+        return Ok(());
     }
-}
-
-/// What the LZ4 reader sees: the end of the data is an error here, because it takes that for the end of the frame.
-struct Body<'a, R> {
-    input: &'a mut Input<R>,
-    failure: Option<Failure>,
-}
-
-enum Failure {
-    Ended,
-    Read(io::Error),
-}
-
-impl<R: Read> Read for Body<'_, R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let failure = match self.input.some(buf) {
-            Ok(0) if !buf.is_empty() => Failure::Ended,
-            Ok(count) => return Ok(count),
-            Err(error) => Failure::Read(error),
-        };
-        self.failure = Some(failure);
-        Err(io::Error::other("no more data"))
-    }
+    Err(DecodeError::invalid("page", at, format!("holds {size} bytes instead of {page_size}")))
 }
 
 /// Unpacks a single frame, as the index addresses it: `bytes` is the frame and nothing else.

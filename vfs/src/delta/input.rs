@@ -39,24 +39,11 @@ impl<R: Read> Input<R> {
 
     /// Checks that nothing follows.
     pub(super) fn end(&mut self) -> Result<(), DecodeError> {
-        match self.some(&mut [0]) {
-            Ok(0) => Ok(()),
-            Ok(_) => Err(DecodeError::invalid("end of the file", self.offset - 1, "more bytes follow the trailer")),
-            Err(error) => Err(DecodeError::read("end of the file", self.offset, error)),
-        }
-    }
-
-    /// Takes what is there, `buf.len()` bytes at most; 0 is the end.
-    pub(super) fn some(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match self.reader.read(buf) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-                Ok(count) => {
-                    self.offset += count as u64;
-                    return Ok(count);
-                }
-            }
+        let field = "end of the file";
+        match self.reader.read_exact(&mut [0]) {
+            Ok(()) => Err(DecodeError::invalid(field, self.offset, "more bytes follow the trailer")),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
+            Err(error) => Err(DecodeError::read(field, self.offset, error)),
         }
     }
 }

@@ -8,6 +8,7 @@
 //! | `outbox/` | deltas that are local only, and saved WAL frames | committed data that was not uploaded |
 //! | `map`, `presence` | where each page lies in the bucket, which pages the cache file has | requests |
 
+pub(crate) mod conflict;
 pub(crate) mod locks;
 pub(crate) mod shared;
 pub(crate) mod state;

@@ -11,6 +11,7 @@
 //! | 88 | fenced: 1 once the log belongs to somebody else | anybody |
 //! | 96 | right to append ends at this boot-time clock, ns; 0 = none | upload lock; read by anybody |
 //! | 104 | boot-time clock of the last commit seen, ns | anybody |
+//! | 136 | timestamp of the newest frozen delta, Unix ms | capture lock |
 //! | 128 | size of the database as of the newest frozen TXID | capture lock |
 //! | 112 | boot-time clock since which waiting bytes are not uploaded, ns; 0 = none wait | capture lock |
 //!
@@ -61,6 +62,7 @@ enum Word {
     WaitingSince = 14,
     PositionCheck = 15,
     FrozenPages = 16,
+    Timestamp = 17,
 }
 
 impl Shared {
@@ -121,6 +123,16 @@ impl Shared {
     /// Sets the newest frozen TXID.
     pub(crate) fn set_frozen(&self, txid: TxId) {
         self.set(Word::Frozen, txid.0);
+    }
+
+    /// The timestamp of the newest frozen delta, Unix milliseconds.
+    pub(crate) fn last_timestamp_ms(&self) -> i64 {
+        self.get(Word::Timestamp) as i64
+    }
+
+    /// Sets the timestamp of the newest frozen delta.
+    pub(crate) fn set_last_timestamp_ms(&self, ms: i64) {
+        self.set(Word::Timestamp, ms as u64);
     }
 
     /// Size of the database as of the newest frozen TXID.
