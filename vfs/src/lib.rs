@@ -34,3 +34,5 @@ pub use error::{Error, ErrorKind, Result};
 #[cfg(feature = "static")]
 pub use sqlite::register;
 pub use page::{PageCount, PageSize, Pgno, TxId};
+#[cfg(feature = "static")]
+pub use sqlite::register;
