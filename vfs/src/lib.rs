@@ -24,8 +24,13 @@ mod outbox;
 mod runtime;
 mod upload;
 
+mod file_lock;
+mod words;
+
 mod log;
 
 pub use config::{Config, Durability};
 pub use error::{Error, ErrorKind, Result};
+#[cfg(feature = "static")]
+pub use sqlite::register;
 pub use page::{PageCount, PageSize, Pgno, TxId};

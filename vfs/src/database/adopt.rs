@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
 use super::open::{Opening, Ready, has_content};
-use crate::cache::CacheFile;
+use crate::cache::file::CacheFile;
 use crate::capture::position::Position;
 use crate::delta::{Encoder, Header};
 use crate::error::{Error, ErrorKind, Result};
@@ -83,10 +83,10 @@ impl Opening<'_> {
 
         let map = PageMap::create(self.layout.dir(), page_size)?;
         map.rebuild(&[self.local_index(&envelope)?])?;
-        let cache = CacheFile::adopt(self.layout.dir(), path, pages, map, self.source())?;
+        let cache = CacheFile::adopt(self.layout.dir(), path, map, self.source())?;
         let state = State { position, ..state };
         let ready = self.start(cache, state, Some(envelope), false)?;
-        ready.cache.fill_first_page(&first)?;
+        ready.cache.put_page(Pgno::ONE, &first)?;
         Ok(ready)
     }
 }

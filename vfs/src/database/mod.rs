@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use self::exclusive::ExclusiveWal;
-use crate::cache::CacheFile;
+use crate::cache::file::CacheFile;
 use crate::capture::index::{self, Committed};
 use crate::capture::Capture;
 use crate::config::{Config, Durability};
@@ -31,7 +31,7 @@ use crate::local::state::State;
 use crate::log;
 use crate::outbox::Outbox;
 use crate::page::PageSize;
-use crate::replica::Replica;
+use crate::replica::names::Replica;
 use crate::upload::Uploader;
 use crate::upload::pump::{self, Turn};
 
@@ -120,6 +120,22 @@ impl Database {
         // What an earlier process left is sent without waiting for a commit.
         database.call_uploader(Instant::now());
         Ok(database)
+    }
+
+    /// Another connection of this process opens the database: checks that its settings agree with those in force.
+    /// Called under the registry's lock of that path; must not wait for the network.
+    pub(crate) fn join(&self, request: &OpenRequest) -> Result<()> {
+        let config = Config::parse(&request.parameters, |name| std::env::var(name).ok())?;
+        if config.bucket != self.config.bucket {
+            let message = format!(
+                "{}: this process has it open with bucket={}, not {}",
+                self.layout.main().display(),
+                self.config.bucket,
+                config.bucket
+            );
+            return Err(Error::new(ErrorKind::Configuration, message));
+        }
+        Ok(())
     }
 
     /// The canonical path of the main file.
@@ -276,6 +292,8 @@ impl Database {
     /// Everything is in the bucket: if no other process has the database open, says so on disk.
     fn note_clean_close(&self) {
         let note = || -> Result<()> {
+            // After the turn that settled the last delta has written the state.
+            let _uploader = self.uploader.lock_within(DURABLE_WAIT, "the upload lock")?;
             if locks::set(&self.members, LockByte::Members, Mode::Exclusive)?
                 && let Some(mut state) = State::load(&self.layout.state())?
             {
@@ -342,3 +360,7 @@ pub(crate) fn close_all_at_exit() {
         database.close();
     }
 }
+
+/// In a forked child: forgets the parent's databases and its background threads. Takes no lock, because another
+/// thread of the parent may have held it.
+pub(crate) fn after_fork_in_child() {}

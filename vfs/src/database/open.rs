@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::{Database, OpenRequest};
-use crate::cache::CacheFile;
+use crate::cache::file::{CacheFile, MAGIC, MASK};
 use crate::capture::index::Committed;
 use crate::capture::position::Position;
 use crate::capture::{Capture, Freeze};
@@ -37,17 +37,17 @@ use crate::local::state::{FORMAT, ObjectId, State, boot_id};
 use crate::local::{Layout, conflict, remove};
 use crate::log;
 use crate::outbox::{Envelope, Outbox};
-use crate::page::{PageCount, PageSize, TxId};
+use crate::page::{PageSize, Pgno, TxId};
 use crate::replica::chain::{self, Chain};
 use crate::replica::index_fetch::ObjectIndex;
-use crate::replica::names::{Listed, ObjectName};
 use crate::replica::page_map::PageMap;
-use crate::replica::{PageSource, Replica};
+use crate::replica::fetch::PageSource;
+use crate::replica::names::{Listed, ObjectName, Replica};
 use crate::runtime;
-use crate::sqlite::header::{MAGIC, MASKED_MAGIC};
 use crate::store;
 use crate::store::url::BucketUrl;
 use crate::upload::Uploader;
+use crate::words::NotUsable;
 
 /// How long an open waits for another process that is preparing the same database.
 const PREPARE_WAIT: Duration = Duration::from_secs(60);
@@ -194,7 +194,8 @@ impl Opening<'_> {
             );
             return Err(Error::new(ErrorKind::Configuration, message));
         }
-        let cache = CacheFile::open(self.layout.dir(), self.layout.main(), self.page_size(&state)?, self.source())
+        let cache = self
+            .open_cache()
             .map_err(|why| Error::new(ErrorKind::Corrupt, format!("{}: {why}", self.layout.dir().display())))?;
         Ok(Ready { cache, state, cold: false })
     }
@@ -262,8 +263,8 @@ impl Opening<'_> {
         let size = file.metadata().map_err(|e| failed(&e))?.len();
         let mut magic = [0; 16];
         match file.read_exact_at(&mut magic, 0) {
-            Ok(()) if &magic == MASKED_MAGIC => Ok(MainFile::Cache),
-            Ok(()) if &magic == MAGIC => Ok(MainFile::PlainDatabase),
+            Ok(()) if magic == MASK => Ok(MainFile::Cache),
+            Ok(()) if magic == MAGIC => Ok(MainFile::PlainDatabase),
             // A cold cache whose first page was not fetched yet.
             Ok(()) if magic == [0; 16] && self.layout.state().exists() => Ok(MainFile::Cache),
             _ if size == 0 => Ok(MainFile::Empty),
@@ -275,9 +276,8 @@ impl Opening<'_> {
     fn create(&self) -> Result<Ready> {
         let page_size = self.config.page_size;
         let map = PageMap::create(self.layout.dir(), page_size)?;
-        let cache =
-            CacheFile::create(self.layout.dir(), self.layout.main(), PageCount(1), map, self.source())?;
-        cache.fill_first_page(&crate::sqlite::header::new_database_header(page_size))?;
+        let cache = CacheFile::create(self.layout.dir(), self.layout.main(), map, self.source())?;
+        cache.put_page(Pgno::ONE, &crate::sqlite::header::new_database_header(page_size))?;
         let state = self.fresh_state(page_size);
         self.start(cache, state, None, true)
     }
@@ -286,7 +286,7 @@ impl Opening<'_> {
     fn cold_open(&self, chain: &Chain, mut state: State) -> Result<Ready> {
         let indexes = self.indexes(chain)?;
         let last = indexes.last().ok_or_else(|| Error::new(ErrorKind::Corrupt, "an empty chain".to_owned()))?;
-        let (page_size, pages) = (last.header.page_size, last.header.commit);
+        let (page_size, pages) = (last.page_size, last.commit);
         state.page_size = page_size.bytes();
         state.durable = Some(head_id(chain));
         state.position = Position { pages, closed: true, serial: state.position.serial, ..Position::default() };
@@ -301,11 +301,10 @@ impl Opening<'_> {
         for envelope in &unsent {
             indexes.push(self.local_index(envelope)?);
         }
-        let pages = unsent.last().map_or(state.position.pages, |newest| newest.position.pages);
         let map = PageMap::create(self.layout.dir(), page_size)?;
         map.rebuild(&indexes)?;
-        let cache = CacheFile::create(self.layout.dir(), self.layout.main(), pages, map, self.source())?;
-        cache.prefetch(crate::page::Pgno::ONE)?;
+        let cache = CacheFile::create(self.layout.dir(), self.layout.main(), map, self.source())?;
+        cache.prefetch(Pgno::ONE)?;
         self.start(cache, state, unsent.last().copied(), true)
     }
 
@@ -345,9 +344,7 @@ impl Opening<'_> {
             );
         } else if !is_whole {
             self.freeze_wal(&mut capture, &state, position, committed)?;
-        } else if let Ok(cache) =
-            CacheFile::open(self.layout.dir(), self.layout.main(), self.page_size(&state)?, self.source())
-        {
+        } else if let Ok(cache) = self.open_cache() {
             return match chain {
                 Some(chain) if head > state.durable_txid() => self.catch_up(cache, state, &chain, committed),
                 _ => {
@@ -423,22 +420,22 @@ impl Opening<'_> {
         let capture = Capture::open(&self.layout, &self.outbox)?;
         if let Some(committed) = committed {
             // What the WAL holds may be newer than the cache file, and the WAL goes.
-            cache.forget(&capture.pages_in_file(&committed)?)?;
+            cache.forget(capture.pages_in_file(&committed)?)?;
         }
         let changed: Vec<_> = indexes
             .iter()
             .filter(|index| index.name.max > from)
             .flat_map(|index| index.pages.iter().map(|entry| entry.pgno))
             .collect();
-        let pages = last.header.commit;
+        let pages = last.commit;
         cache.map().apply(&indexes)?;
-        cache.forget(&changed)?;
+        cache.forget(changed)?;
         cache.set_size(pages)?;
         remove(&self.layout.wal())?;
         remove(&self.layout.shm())?;
         state.durable = Some(head_id(chain));
         state.position = Position { pages, closed: true, serial: state.position.serial, ..Position::default() };
-        cache.prefetch(crate::page::Pgno::ONE)?;
+        cache.prefetch(Pgno::ONE)?;
         self.start(cache, state, None, false)
     }
 
@@ -489,6 +486,12 @@ impl Opening<'_> {
 
     pub(super) fn source(&self) -> PageSource {
         PageSource::new(self.replica.clone(), Arc::new(self.outbox.clone()), READ_WAIT)
+    }
+
+    /// The cache that an earlier process made, or why it has to be made anew.
+    fn open_cache(&self) -> Result<CacheFile, NotUsable> {
+        let map = PageMap::open(self.layout.dir())?;
+        CacheFile::open(self.layout.dir(), self.layout.main(), map, self.source())
     }
 
     fn list(&self) -> Result<Vec<Listed>> {

@@ -57,7 +57,7 @@ impl Database {
             "outbox_deltas": outbox.len(),
             "outbox_bytes": outbox_bytes + self.shared.saved_bytes(),
             "page_size": self.page_size.bytes(),
-            "pages_present": self.cache.present().0,
+            "pages_present": self.cache.present(),
             "pages_total": self.cache.total().0,
             "requests": { "get": gets, "put": puts, "list": lists, "delete": deletes },
             "bytes": { "in": bytes_in, "out": bytes_out },
