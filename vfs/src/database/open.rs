@@ -300,6 +300,7 @@ impl Opening<'_> {
         // What is unsent stands on the durable delta, and only empty deltas can have come after that.
         if state.protocol.outbox.is_empty() {
             state.protocol.caught_up(head);
+            state.durable_generation = generation_of(chain, head);
         }
         state.position = Position { pages, closed: true, serial: state.position.serial, ..Position::default() };
         self.build_cold(indexes, page_size, state)
@@ -395,7 +396,7 @@ impl Opening<'_> {
 
     /// The log as the protocol sees it.
     fn log(&self, listed: &[Listed], state: &State) -> Result<protocol::Chain> {
-        let known = driver::known(&self.replica, listed, &self.outbox, state.durable_txid())?;
+        let known = driver::known(&self.replica, listed, &self.outbox, state.durable())?;
         protocol::Chain::of(&known).map_err(|gap| {
             let message = format!("{}: {} is missing, although {} is there", self.replica.place(), gap.missing, gap.head);
             Error::new(ErrorKind::Corrupt, message)
@@ -464,6 +465,7 @@ impl Opening<'_> {
         remove(&self.layout.wal())?;
         remove(&self.layout.shm())?;
         state.protocol.caught_up(head);
+        state.durable_generation = generation_of(chain, head);
         state.position = Position { pages, closed: true, serial: state.position.serial, ..Position::default() };
         cache.prefetch(Pgno::ONE)?;
         self.start(cache, state, false)
@@ -495,6 +497,7 @@ impl Opening<'_> {
             replica: self.replica.place(),
             boot: boot_id(),
             file: (0, 0),
+            durable_generation: None,
             page_size: page_size.bytes(),
             protocol: protocol::State::new(Nonce(nonce()), who(), self.config.lease_ttl.as_millis() as u64),
             position: Position { closed: true, ..Position::default() },
@@ -547,6 +550,12 @@ impl Opening<'_> {
         let bytes = self.outbox.read(&envelope.id)?;
         ObjectIndex::decode(ObjectName::delta(envelope.id.txid), None, envelope.id.size, &bytes, &bytes)
     }
+}
+
+/// Which write of its name the head is, if it is a delta of the chain.
+fn generation_of(chain: &Chain, head: Option<ObjectId>) -> Option<u64> {
+    let name = ObjectName::delta(head?.txid);
+    chain.objects.iter().find(|object| object.name == name).map(|object| object.meta.generation.0)
 }
 
 fn nonce() -> u64 {
