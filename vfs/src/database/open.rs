@@ -106,7 +106,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
     })?;
     let url: BucketUrl = config.bucket.parse()?;
     url.join(name)?;
-    let replica = Replica::new(store::open(&url, store::Config::default()), name);
+    let replica = Replica::new(store::open(&url, store::Config::from_environment()), name);
     let layout = Layout::of(&request.path);
     let had_directory = layout.dir().exists();
     layout.create()?;

@@ -219,8 +219,6 @@ pub(crate) fn known(
     listing: &[Listed],
     outbox: &Outbox,
     durable: Option<(ObjectId, Generation)>,
-    /// The newest delta that this operation has written.
-    written: Option<(ObjectId, Generation)>,
 ) -> Result<Vec<protocol::Listed>> {
     let head = listing.iter().map(|object| object.name.max).max();
     let mine: Vec<TxId> = outbox.list()?.iter().map(|envelope| envelope.id.txid).collect();
