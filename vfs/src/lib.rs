@@ -17,11 +17,22 @@ pub mod cache;
 
 pub mod protocol;
 
+mod capture;
+mod config;
+mod local;
+mod outbox;
 mod runtime;
+mod upload;
+
+mod file_lock;
+mod words;
 
 mod log;
 
+pub use config::{Config, Durability};
 pub use error::{Error, ErrorKind, Result};
+#[cfg(feature = "static")]
+pub use sqlite::register;
 pub use page::{PageCount, PageSize, Pgno, TxId};
 #[cfg(feature = "static")]
 pub use sqlite::register;

@@ -4,13 +4,45 @@
 //! the replica. Each hook says when it is called and which locks SQLite holds then. A hook's error is
 //! turned into the one code that its callback may return (`sqlite/codes.rs`).
 
+mod adopt;
+mod exclusive;
+mod open;
+mod status;
+mod waiting;
+
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, RwLock};
 
-use crate::error::Result;
+use self::exclusive::ExclusiveWal;
+use crate::cache::file::CacheFile;
+use crate::capture::index::{self, Committed};
+use crate::capture::Capture;
+use crate::config::{Config, Durability};
+use crate::error::{Error, ErrorKind, Result};
+use crate::local::Layout;
+use crate::local::locks::{self, HostMutex, LockByte, Mode};
+use crate::local::shared::{BootTime, Shared};
+use crate::log;
+use crate::outbox::Outbox;
+use crate::page::PageSize;
+use crate::replica::names::Replica;
+use crate::upload::pump::{self, Turn};
+
+/// How long a reset of the WAL waits for the capture lock before it is put off.
+const RESET_WAIT: Duration = Duration::from_millis(100);
+/// How long everything else waits for the capture lock.
+const CAPTURE_WAIT: Duration = Duration::from_secs(30);
+/// How long a close, a COMMIT that waits, and `gcs_flush` wait for the bucket.
+pub(crate) const DURABLE_WAIT: Duration = Duration::from_secs(30);
+/// How long a close tries to give the lease back, before it is left to expire.
+const LEAVE_WAIT: Duration = Duration::from_secs(5);
+/// How long the first commit after a quiet time waits for others to share its upload.
+const GATHER: Duration = Duration::from_millis(5);
 
 /// Reads the shared wal-index through a handle of our own; `None` while there is none to be had
 /// (no WAL yet, an exclusive lock elsewhere, a heap index).
@@ -18,6 +50,21 @@ pub(crate) trait WalIndex: Send + Sync {
     /// The first 136 bytes of the wal-index: both header copies and the checkpoint information, as they
     /// stood at some moment (copies may disagree: the caller checks).
     fn bytes(&self) -> Option<[u8; 136]>;
+
+    /// Takes the WAL's WRITE lock if it is free now.
+    fn lock_write(&self) -> bool;
+
+    /// Lets go of the WRITE lock that [`WalIndex::lock_write`] took.
+    fn unlock_write(&self);
+}
+
+/// The WAL's WRITE lock, held by our own handle.
+pub(crate) struct WritersOut(Arc<dyn WalIndex>);
+
+impl Drop for WritersOut {
+    fn drop(&mut self) {
+        self.0.unlock_write();
+    }
 }
 
 /// A commit boundary in the WAL: what a committer waits for.
@@ -44,8 +91,43 @@ pub(crate) struct OpenRequest {
 
 /// One database of this process, shared by its connections.
 pub(crate) struct Database {
-    path: PathBuf,
+    pub(crate) layout: Layout,
+    config: Config,
+    durability: RwLock<Durability>,
+    pub(crate) replica: Replica,
+    pub(crate) page_size: PageSize,
+    pub(crate) cache: CacheFile,
+    pub(crate) shared: Shared,
+    pub(crate) outbox: Outbox,
+    pub(crate) capture: HostMutex<Capture>,
+    /// The protocol's log lane, and its lease lane.
+    pub(crate) uploader: HostMutex<()>,
+    pub(crate) lease_lane: HostMutex<()>,
+    pub(crate) state_lock: HostMutex<()>,
+    nonce: u64,
+    /// Held for the whole life: shared with the other processes that have the database open.
+    members: std::fs::File,
     index: Mutex<Option<Arc<dyn WalIndex>>>,
+    exclusive: Mutex<ExclusiveWal>,
+    opened: open::Cost,
+    pub(crate) last_error: Mutex<Option<String>>,
+    /// Who held the lease when it was last refused.
+    pub(crate) holder: Mutex<Option<String>>,
+    /// Where commits that lost the log were put.
+    pub(crate) conflict: Mutex<Option<PathBuf>>,
+    /// Why this process's connections get no further; holds until the database is opened anew.
+    poison: Mutex<Option<Error>>,
+    /// Threads that wait for the bucket; while there are any, uploads do not wait for their interval.
+    pub(crate) urgent: AtomicU32,
+    pub(crate) settled: (Mutex<()>, Condvar),
+    pub(crate) failures: AtomicU32,
+    me: OnceLock<std::sync::Weak<Database>>,
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Database").field("path", &self.layout.main()).field("replica", &self.replica.place()).finish()
+    }
 }
 
 impl Database {
@@ -53,25 +135,34 @@ impl Database {
     /// disk ready for the base VFS to open. Called once per process and database, under the registry's lock
     /// of that path, before the base VFS opens the file.
     pub(crate) fn open(request: OpenRequest) -> Result<Arc<Database>> {
-        if request.create && std::fs::metadata(&request.path).map_or(true, |meta| meta.len() == 0) {
-            let mut page = crate::sqlite::header::new_database_header(crate::page::PageSize::DEFAULT);
-            crate::sqlite::header::mask(&mut page, 0);
-            std::fs::write(&request.path, page)
-                .map_err(|e| crate::error::Error::local("making the database file", &e))?;
-        }
-        Ok(Arc::new(Database { path: request.path, index: Mutex::new(None) }))
+        let database = Arc::new(open::open(&request)?);
+        // The cell is new, so this is the one time that it is set.
+        let _ = database.me.set(Arc::downgrade(&database));
+        waiting::remember(&database);
+        // What an earlier process left is sent without waiting for a commit.
+        database.call_uploader(Instant::now());
+        Ok(database)
     }
 
     /// Another connection of this process opens the database: checks that its settings agree with those in force.
     /// Called under the registry's lock of that path; must not wait for the network.
     pub(crate) fn join(&self, request: &OpenRequest) -> Result<()> {
-        let _ = request;
+        let config = Config::parse(&request.parameters, |name| std::env::var(name).ok())?;
+        if config.bucket != self.config.bucket {
+            let message = format!(
+                "{}: this process has it open with bucket={}, not {}",
+                self.layout.main().display(),
+                self.config.bucket,
+                config.bucket
+            );
+            return Err(Error::new(ErrorKind::Configuration, message));
+        }
         Ok(())
     }
 
     /// The canonical path of the main file.
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        self.layout.main()
     }
 
     /// Gives the engine a way to read the wal-index (`Some`), or takes it away (`None`).
@@ -82,78 +173,229 @@ impl Database {
     /// xRead(main): runs `base`, which reads these bytes of the main file through the base VFS, with every page
     /// of the range present before and still valid after. `base` may run more than once. Returns the code of the last run.
     pub(crate) fn read(&self, range: Range<u64>, base: &mut dyn FnMut() -> i32) -> Result<i32> {
-        let _ = range;
-        Ok(base())
+        self.cache.read(range, base).inspect_err(|e| self.note_error(e))
     }
 
-    /// xWrite(main), only ever called by a checkpoint (or when the header of a new database is written): runs
-    /// `base`, which writes these bytes, and marks the pages as present.
+    /// xWrite(main), only ever called by a checkpoint: runs `base`, which writes these bytes, and marks the pages as present.
     pub(crate) fn write(&self, range: Range<u64>, base: &mut dyn FnMut() -> i32) -> Result<i32> {
-        let _ = range;
-        Ok(base())
+        self.cache.write(range, base)
     }
 
     /// xTruncate(main): runs `base` and forgets the pages beyond `size_bytes`.
     pub(crate) fn truncate(&self, size_bytes: u64, base: &mut dyn FnMut() -> i32) -> Result<i32> {
-        let _ = size_bytes;
-        Ok(base())
+        self.cache.truncate(size_bytes, base)
     }
 
     /// Before a writer takes the WAL's WRITE lock (READ lock held, no other). Refuses with Busy or Fenced.
     pub(crate) fn before_write_lock(&self) -> Result<()> {
+        self.ensure_right()?;
+        self.shared.note_lease_used(BootTime::now());
+        *self.exclusive.lock() = ExclusiveWal::default();
         Ok(())
     }
 
     /// The WAL's WRITE lock is about to be let go by a writer. Returns the committed end that COMMIT_PHASETWO of
     /// the same connection then waits for.
     pub(crate) fn committed_end(&self) -> Option<WalEnd> {
-        None
+        self.committed().map(|c| WalEnd { salts: c.salts, frames: c.frames })
     }
 
     /// Before a reset of the WAL: READ1..4 are held exclusively (and WRITE, or CKPT by a RESTART or TRUNCATE
     /// checkpoint). Everything committed is captured and on disk when this returns Ok; else the lock is refused with BUSY.
     pub(crate) fn before_reset(&self) -> Result<()> {
-        Ok(())
+        self.save_captured(RESET_WAIT)
     }
 
     /// Before a write into the WAL file. A header (offset 0) ends the generation that the file holds; a frame header is
     /// remembered for connections that have no shared wal-index. `exclusive`: this connection makes no xShmLock calls.
     pub(crate) fn before_wal_write(&self, offset: u64, bytes: &[u8], exclusive: bool) -> Result<()> {
-        let _ = (offset, bytes, exclusive);
+        if exclusive {
+            self.ensure_right()?;
+        } else if exclusive::commit_in(offset, bytes, self.page_size).is_some() && !self.has_right() {
+            self.resume_right()?;
+        }
+        if !exclusive {
+            return Ok(());
+        }
+        if offset == 0 {
+            self.save_captured(CAPTURE_WAIT)?;
+        }
+        self.exclusive.lock().wrote(offset, bytes, self.page_size);
         Ok(())
     }
 
     /// Before the WAL file is truncated or deleted: everything committed in it is captured and on disk when this returns Ok.
     pub(crate) fn before_wal_removed(&self) -> Result<()> {
-        Ok(())
+        self.save_captured(CAPTURE_WAIT)
     }
 
     /// FCNTL_COMMIT_PHASETWO: `end` is what `committed_end` said at the WRITE unlock of this connection, `None` where the
     /// connection holds no shared index (locking_mode=EXCLUSIVE: the end is the last commit frame it wrote) or
     /// committed nothing. Waits as the durability asks.
     pub(crate) fn commit_phase_two(&self, end: Option<WalEnd>, exclusive: bool) -> Result<()> {
-        let _ = (end, exclusive);
-        Ok(())
+        if exclusive {
+            self.exclusive.lock().committed();
+        } else if end.is_none() {
+            return Ok(());
+        }
+        let now = BootTime::now();
+        self.shared.note_commit(now);
+        if !self.has_right() {
+            // The commit is in the WAL; whether it has a place in the log is known once the lease is.
+            self.resume_right().inspect_err(|e| self.poison(e))?;
+        }
+        match *self.durability.read() {
+            Durability::Background => {
+                self.call_uploader(Instant::now() + self.until_due(now).max(GATHER));
+                Ok(())
+            }
+            Durability::Commit | Durability::Strict => self.wait_until_durable(DURABLE_WAIT).inspect_err(|e| {
+                self.note_error(e);
+                self.poison(e);
+            }),
+        }
     }
 
     /// Before xLock(EXCLUSIVE) goes to the base VFS: captures what is committed. The shim lets go of its own handle after this.
     pub(crate) fn before_exclusive(&self) -> Result<()> {
-        Ok(())
-    }
-
-    /// FCNTL_PRAGMA and the SQL functions. `None`: not one of ours. `Some(Ok(text))` is the row to return.
-    pub(crate) fn pragma(&self, name: &str, argument: Option<&str>) -> Option<Result<String>> {
-        let _ = (name, argument);
-        None
+        self.save_captured(CAPTURE_WAIT)
     }
 
     /// After the last connection of this process closed the main file: uploads what is committed, with a deadline,
     /// and lets go of every lock and file. What could not be sent is logged and kept on disk.
-    pub(crate) fn close(&self) {}
+    pub(crate) fn close(&self) {
+        match self.flush(DURABLE_WAIT) {
+            Err(e) => self.report_unsent(&e),
+            Ok(_) => {
+                if let Err(e) = self.leave() {
+                    self.note_error(&e);
+                }
+            }
+        }
+        if let Some(turn) = self.as_turn() {
+            pump::forget(&turn);
+        }
+    }
+
+    /// Keeps the writers of all processes out while the result lives; `None` if one is writing, or where that cannot be known.
+    pub(crate) fn keep_writers_out(&self) -> Option<WritersOut> {
+        let index = self.index.lock().clone()?;
+        index.lock_write().then(|| WritersOut(index))
+    }
+
+    /// What is committed in the WAL now, as the wal-index or, without one, the exclusive connection or the file says.
+    pub(crate) fn committed(&self) -> Option<Committed> {
+        let index = self.index.lock().clone();
+        if let Some(index) = index {
+            // A header in the middle of an update is whole again a moment later; its writer holds no lock that we wait for.
+            for _ in 0..1000 {
+                match index.bytes() {
+                    None => break,
+                    Some(bytes) => match index::parse(&bytes) {
+                        Some(committed) => return Some(committed),
+                        None => std::hint::spin_loop(),
+                    },
+                }
+            }
+        }
+        self.exclusive.lock().end()
+    }
+
+    /// Saves everything committed, so that the WAL may go.
+    fn save_captured(&self, limit: Duration) -> Result<()> {
+        let mut capture = self.capture.lock_within(limit, "the capture lock")?;
+        let committed = match self.committed() {
+            Some(committed) => Some(committed),
+            None => capture.committed_in_file()?,
+        };
+        capture.save(&self.shared, committed.as_ref()).inspect_err(|e| self.note_error(e))
+    }
+
+    /// How long until the next upload may begin.
+    pub(crate) fn until_due(&self, now: BootTime) -> Duration {
+        if self.urgent.load(Ordering::SeqCst) > 0 {
+            return Duration::ZERO;
+        }
+        self.config.flush_interval.saturating_sub(now.since(self.shared.last_put()))
+    }
+
+    /// The outbox.
+    pub(crate) fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    /// The random number that tells this disk from every other.
+    pub(crate) fn nonce(&self) -> u64 {
+        self.nonce
+    }
+
+    /// Everything is in the bucket: if no other process of the host has the database open, gives the lease back and says on
+    /// disk that the cache is whole.
+    fn leave(&self) -> Result<()> {
+        let _lease = self.lease_lane.lock_within(DURABLE_WAIT, "the lease lock")?;
+        let _upload = self.uploader.lock_within(DURABLE_WAIT, "the upload lock")?;
+        if !locks::set(&self.members, LockByte::Members, Mode::Exclusive)? {
+            return Ok(());
+        }
+        if self.shared.right() != BootTime::default() {
+            self.release(Instant::now() + LEAVE_WAIT)?;
+        }
+        self.cache.sync()?;
+        self.change_state(|state| state.clean = true)
+    }
+
+    fn as_turn(&self) -> Option<Arc<dyn Turn>> {
+        self.me.get().and_then(std::sync::Weak::upgrade).map(|me| me as Arc<dyn Turn>)
+    }
+
+    fn call_uploader(&self, due: Instant) {
+        if let Some(turn) = self.as_turn()
+            && let Err(e) = pump::call(&turn, due)
+        {
+            self.note_error(&e);
+        }
+    }
+
+    pub(crate) fn check_poison(&self) -> Result<()> {
+        if let Some(error) = &*self.poison.lock() {
+            return Err(error.clone());
+        }
+        if self.shared.fenced() {
+            return Err(self.fenced());
+        }
+        Ok(())
+    }
+
+    pub(crate) fn fenced(&self) -> Error {
+        let place = self.replica.place();
+        Error::new(ErrorKind::Fenced, format!("{place}: another writer has appended to the log; open the database anew"))
+    }
+
+    pub(crate) fn poison(&self, error: &Error) {
+        let mut poison = self.poison.lock();
+        if poison.is_none() {
+            let message = format!("this database refuses work until it is opened anew: {error}");
+            *poison = Some(Error::new(error.kind(), message));
+        }
+    }
+
+    pub(crate) fn note_error(&self, error: &Error) {
+        let text = error.to_string();
+        let mut last = self.last_error.lock();
+        // An error that keeps coming is logged once.
+        if last.as_deref() != Some(&text) {
+            log::error!("{}: {text}", self.layout.main().display());
+        }
+        *last = Some(text);
+    }
 }
 
 /// At normal process exit: closes every database that is still open, each as [`Database::close`] does.
-pub(crate) fn close_all_at_exit() {}
+pub(crate) fn close_all_at_exit() {
+    for database in waiting::all_open() {
+        database.close();
+    }
+}
 
 /// In a forked child: forgets the parent's databases and its background threads. Takes no lock, because another
 /// thread of the parent may have held it.

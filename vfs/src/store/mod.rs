@@ -9,16 +9,27 @@
 //! retried blindly is a write whose answer was lost: it is reported as [`StoreError::Unknown`], never as
 //! failed or done, and the caller settles it by sending the same bytes again.
 
+pub mod cloud;
+pub mod directory;
+pub mod memory;
+mod probe;
+pub mod url;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind};
+
+pub use probe::honours_conditions;
+pub use url::BucketUrl;
 
 /// The number that a store gives to one write of a name; never zero, never given twice for one name.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -152,8 +163,15 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// The place, as a person would name it: `gs://bucket/prefix` or `file:///dir`.
     fn place(&self) -> String;
 
-    /// Reads an object, whole or a range of bytes of it. A range that reaches past the end is cut to it.
+    /// Reads an object, whole or a range of bytes of it. A range that reaches past the end is cut to it; one that
+    /// is empty or begins past the end is [`StoreError::Range`].
     async fn get(&self, name: &str, range: Option<Range<u64>>) -> Result<Object, StoreError>;
+
+    /// Reads a whole object and how old it is: `meta.created` and `date` are there wherever the bucket has a clock
+    /// at all. Costs one request more than [`Store::get`] on Cloud Storage; for small objects such as the lease.
+    async fn get_dated(&self, name: &str) -> Result<Object, StoreError> {
+        self.get(name, None).await
+    }
 
     /// Writes an object with its custom metadata, if the condition holds.
     async fn put(
@@ -168,7 +186,8 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// (inclusive) where one is given. All pages of the listing are fetched.
     async fn list(&self, prefix: &str, start: Option<&str>) -> Result<Vec<Entry>, StoreError>;
 
-    /// Deletes an object if its newest write is `generation`. A name that is not there is [`StoreError::NotFound`].
+    /// Deletes an object if its newest write is `generation`. A name that is not there is [`StoreError::NotFound`]
+    /// (after an attempt whose answer was lost, that may be this delete's own doing).
     async fn delete(&self, name: &str, generation: Generation) -> Result<(), StoreError>;
 
     /// What was asked of the store so far through this value, every attempt counted.
@@ -177,6 +196,98 @@ pub trait Store: fmt::Debug + Send + Sync {
 
 /// A store that many owners share.
 pub type SharedStore = Arc<dyn Store>;
+
+/// How long a store tries, and where Cloud Storage is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// Longest time that one attempt may make no progress, and what each attempt gets beside the time for its
+    /// bytes. Default 10 s; must not be 0.
+    pub attempt_timeout: Duration,
+    /// After this no further attempt is begun; one that is under way still gets its own time. Default 60 s.
+    pub deadline: Duration,
+    /// Upper bound of the first pause between attempts; it doubles each time. Default 100 ms; 0 = no pauses.
+    pub first_pause: Duration,
+    /// Upper bound of any pause between attempts. Default 5 s.
+    pub longest_pause: Duration,
+    /// The slowest transfer that is waited for: an attempt gets the time that its bytes take at this rate on top.
+    /// In bytes per second, default 256 KiB/s; 0 counts as 1.
+    pub slowest_rate: u64,
+    /// Base URL of something that stands in for Cloud Storage and is spoken to without credentials. `None` (the
+    /// default): the real service, with Application Default Credentials.
+    pub endpoint: Option<String>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            attempt_timeout: Duration::from_secs(10),
+            deadline: Duration::from_secs(60),
+            first_pause: Duration::from_millis(100),
+            longest_pause: Duration::from_secs(5),
+            slowest_rate: 256 * 1024,
+            endpoint: None,
+        }
+    }
+}
+
+impl Config {
+    /// The defaults, with the endpoint of `STORAGE_EMULATOR_HOST` where that is set (with or without a scheme, as
+    /// Google's own libraries read it).
+    pub fn from_environment() -> Config {
+        let host = std::env::var("STORAGE_EMULATOR_HOST").unwrap_or_default();
+        Config { endpoint: emulator_endpoint(&host), ..Config::default() }
+    }
+
+    /// What moving so many bytes may take at the slowest rate.
+    fn transfer(&self, bytes: u64) -> Duration {
+        Duration::from_millis(bytes.saturating_mul(1000) / self.slowest_rate.max(1))
+    }
+}
+
+/// The base URL that a value of `STORAGE_EMULATOR_HOST` stands for; `None` for an empty one.
+fn emulator_endpoint(host: &str) -> Option<String> {
+    let host = host.trim().trim_end_matches('/');
+    match host {
+        "" => None,
+        _ if host.contains("://") => Some(host.to_owned()),
+        _ => Some(format!("http://{host}")),
+    }
+}
+
+/// Makes the store of a place. Touches neither the network nor the disk: the first request does.
+///
+/// A store belongs to the process that made it. After `fork` the child makes a new one.
+pub fn open(url: &BucketUrl, config: Config) -> SharedStore {
+    match url.bucket() {
+        url::Bucket::Directory(_) => Arc::new(directory::DirectoryStore::new(url, config)),
+        url::Bucket::Cloud(name) => Arc::new(cloud::CloudStore::new(name, url, config)),
+    }
+}
+
+/// Cuts a range to the object's size; all of it when none was asked for.
+fn clip(name: &str, range: Option<Range<u64>>, size: u64) -> Result<Range<u64>, StoreError> {
+    match range {
+        None => Ok(0..size),
+        Some(range) if range.start < range.end && range.start < size => Ok(range.start..range.end.min(size)),
+        Some(_) => Err(StoreError::Range(name.to_owned())),
+    }
+}
+
+/// Refuses what is not the name of an object in every store: at most 1024 bytes, no control characters, no empty,
+/// `.` or `..` part between slashes.
+fn check_name(name: &str) -> Result<(), StoreError> {
+    let part = |part: &str| matches!(part, "" | "." | "..");
+    let why = if name.len() > 1024 {
+        "its name is longer than 1024 bytes"
+    } else if name.split('/').any(part) {
+        "its name has an empty, '.' or '..' part"
+    } else if name.chars().any(char::is_control) {
+        "its name has a control character"
+    } else {
+        return Ok(());
+    };
+    Err(StoreError::Refused { name: name.to_owned(), why: why.to_owned() })
+}
 
 /// Counts of requests by kind and of bytes by direction; every attempt counts, also a failed one.
 #[derive(Debug, Default)]
@@ -200,5 +311,28 @@ impl Traffic {
     pub fn snapshot(&self) -> [u64; 6] {
         [&self.gets, &self.puts, &self.lists, &self.deletes, &self.bytes_in, &self.bytes_out]
             .map(|count| count.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_emulator_is_named_with_or_without_a_scheme() {
+        assert_eq!(emulator_endpoint(""), None);
+        for host in ["127.0.0.1:9000", "http://127.0.0.1:9000", "http://127.0.0.1:9000/"] {
+            assert_eq!(emulator_endpoint(host).as_deref(), Some("http://127.0.0.1:9000"), "{host}");
+        }
+        assert_eq!(emulator_endpoint("https://storage.test").as_deref(), Some("https://storage.test"));
+    }
+
+    #[test]
+    fn ranges_are_cut_to_the_object() {
+        assert_eq!(clip("a", None, 0), Ok(0..0));
+        assert_eq!(clip("a", Some(1..9), 3), Ok(1..3));
+        for (range, size) in [(0..1, 0), (3..4, 3), (1..1, 3)] {
+            assert_eq!(clip("a", Some(range), size), Err(StoreError::Range("a".to_owned())));
+        }
     }
 }

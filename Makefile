@@ -1,0 +1,88 @@
+# What one does with this work tree. `make demo` needs Rust, make and a C compiler, nothing else;
+# `make test` and `make bench` also fetch what they run beside (see tests/setup).
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test setup fmt lint doc loadable unit soak bench clean
+
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+# Of the demo: release or dev.
+PROFILE ?= release
+# For every cargo command; CI passes --locked.
+CARGO_FLAGS ?=
+# Of the benchmark: which of its sections, and how long.
+BENCH ?= write read
+
+built = $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,release)
+
+# The extension is always built by itself. Together with the others cargo would unify the features of the
+# crate they share, and the extension would carry a second SQLite into its host.
+others := --workspace --exclude sqlite-gcs-loadable
+
+# No look-up of credentials may leave the machine while tests and benchmarks run.
+export GCE_METADATA_HOST := 127.0.0.1:1
+export GCE_METADATA_IP := 127.0.0.1:1
+export GCE_METADATA_ROOT := 127.0.0.1:1
+export SQLITE_GCS_TEST_LITESTREAM := $(CURDIR)/.venv/bin/litestream
+export SQLITE_GCS_TEST_FAKE_GCS := $(CURDIR)/.venv/bin/fake-gcs-server
+
+help: ## Shows this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: ## Loads 170,000 cities into a local bucket, forgets the local files, opens cold, asks questions
+	@echo '== building (the first time takes minutes)'
+	cargo build $(CARGO_FLAGS) --profile $(PROFILE) --package cities
+	cargo build $(CARGO_FLAGS) --profile $(PROFILE) --package sqlite-gcs-loadable
+	@rm -rf $(TARGET)/demo && mkdir -p $(TARGET)/demo/bucket
+	@export SQLITE_GCS_BUCKET=file://$(TARGET)/demo/bucket; \
+	echo '== writing through file:cities.db?vfs=gcs'; \
+	$(built)/cities load $(TARGET)/demo/cities.db; \
+	echo '== throwing the local files away'; \
+	rm -r $(TARGET)/demo/cities.db*; \
+	echo '== opening cold, in a new process'; \
+	$(built)/cities ask $(TARGET)/demo/cities.db
+	@printf '\nTo go on with the sqlite3 shell:\n\n'
+	@printf '  export SQLITE_GCS_BUCKET=file://%s\n' $(TARGET)/demo/bucket
+	@printf '  sqlite3 :memory: -cmd ".load %s" \\\n' $(built)/libsqlite_gcs.so
+	@printf '                   -cmd ".open file:%s?vfs=gcs"\n\n' $(TARGET)/demo/cities.db
+	@printf '  sqlite> SELECT name FROM city ORDER BY population DESC LIMIT 10;\n'
+	@printf '  sqlite> PRAGMA gcs_status;\n'
+
+test: setup fmt lint doc loadable ## Everything that must hold before a change lands
+	@$(MAKE) --no-print-directory demo PROFILE=dev
+	@export SQLITE_GCS_TEST_EXTENSION=$(TARGET)/debug/libsqlite_gcs.so; status=0; \
+	cargo test $(CARGO_FLAGS) $(others) --no-fail-fast 2>&1 | tee $(TARGET)/test.log || status=$$?; \
+	tests/summary $(TARGET)/test.log; \
+	exit $$status
+
+setup: ## Fetches what tests and benchmarks run beside: fake-gcs-server, litestream, Debian's sqlite3 and python3
+	@tests/setup
+
+fmt: ## Checks the formatting
+	cargo fmt --all --check
+
+lint: ## Clippy on everything, warnings are errors
+	cargo clippy $(CARGO_FLAGS) $(others) --all-targets -- -D warnings
+	cargo clippy $(CARGO_FLAGS) --package sqlite-gcs-loadable -- -D warnings
+
+doc: ## Builds the documentation, warnings are errors
+	RUSTDOCFLAGS='-D warnings' cargo doc $(CARGO_FLAGS) $(others) --no-deps
+
+loadable: ## Builds the extension, libsqlite_gcs.so, for the tests
+	cargo build $(CARGO_FLAGS) --package sqlite-gcs-loadable
+
+unit: ## The tests that need nothing but Rust
+	cargo test $(CARGO_FLAGS) --package sqlite-gcs --package cities
+
+soak: setup loadable ## The long checks: those that the tests mark as ignored
+	@export SQLITE_GCS_TEST_EXTENSION=$(TARGET)/debug/libsqlite_gcs.so; status=0; \
+	cargo test $(CARGO_FLAGS) $(others) --no-fail-fast -- --ignored 2>&1 | tee $(TARGET)/soak.log || status=$$?; \
+	tests/summary $(TARGET)/soak.log; \
+	exit $$status
+
+bench: setup ## Measures beside plain SQLite and Litestream; table on the terminal, charts in target/bench
+	cargo run $(CARGO_FLAGS) --release --package sqlite-gcs-bench -- --out $(TARGET)/bench $(BENCH)
+
+clean: ## Removes what was built
+	cargo clean

@@ -1,0 +1,90 @@
+//! Measures this VFS beside plain SQLite and beside Litestream, all in one run on one machine.
+//!
+//! ```text
+//! sqlite-gcs-bench [--out DIR] [--seconds N] [--repeats N] SECTION...
+//! ```
+//!
+//! A section runs its contenders in turn, round after round, so that what disturbs the machine for a while
+//! disturbs them all; each measurement is a process of its own (`worker.rs`). The table shows medians over the
+//! rounds and the ratio to plain SQLite: on another machine only the ratio means anything.
+
+mod chart;
+mod contender;
+mod machine;
+mod read;
+mod report;
+mod sample;
+mod worker;
+mod write;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use report::Report;
+
+type Failure = Box<dyn std::error::Error>;
+
+/// What holds for a whole run.
+struct Settings {
+    /// Where the charts go.
+    out: PathBuf,
+    /// How long one measurement lasts.
+    duration: Duration,
+    /// How often each contender is measured.
+    repeats: usize,
+}
+
+/// A section's name on the command line, and what runs it.
+type Section = (&'static str, fn(&Settings) -> Result<Vec<Report>, Failure>);
+
+const SECTIONS: [Section; 2] = [("write", write::run), ("read", read::run)];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let done = match arguments.split_first() {
+        Some((first, rest)) if first == worker::MARK => worker::run(rest),
+        _ => bench(arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sqlite-gcs-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(arguments: Vec<String>) -> Result<(), Failure> {
+    let mut settings = Settings { out: "target/bench".into(), duration: Duration::from_secs(3), repeats: 5 };
+    let mut wanted = Vec::new();
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
+        match argument.as_str() {
+            "--out" => settings.out = value()?.into(),
+            "--seconds" => settings.duration = Duration::from_secs_f64(value()?.parse()?),
+            "--repeats" => settings.repeats = value()?.parse::<usize>()?.max(1),
+            name => match SECTIONS.iter().find(|(section, _)| *section == name) {
+                Some(section) => wanted.push(section),
+                None => {
+                    let known: Vec<_> = SECTIONS.iter().map(|(name, _)| *name).collect();
+                    return Err(format!("no section {name}: there are {}", known.join(", ")).into());
+                }
+            },
+        }
+    }
+    if wanted.is_empty() {
+        wanted = SECTIONS.iter().collect();
+    }
+    std::fs::create_dir_all(&settings.out)?;
+    println!("{}\n", machine::describe()?);
+    for (name, run) in wanted {
+        for report in run(&settings)? {
+            let chart = settings.out.join(format!("{name}-{}.svg", report.name));
+            std::fs::write(&chart, chart::draw(&report))?;
+            println!("{report}\nchart: {}\n", chart.display());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,19 @@
+//! Section `read`: point SELECTs from a warm cache.
+
+use crate::contender::{Contender, compare};
+use crate::report::Report;
+use crate::{Failure, Settings};
+
+/// Measures all contenders.
+pub fn run(settings: &Settings) -> Result<Vec<Report>, Failure> {
+    let contenders = [Contender::Plain, Contender::Directory, Contender::Litestream];
+    Ok(vec![Report {
+        name: "select",
+        title: "point SELECTs per second by random key, one connection, warm cache",
+        model: format!(
+            "100,000 rows of about 200 bytes, SQLite's page cache 2 MB; {} rounds of {:?} each, medians",
+            settings.repeats, settings.duration
+        ),
+        rows: compare(&contenders, "select", settings.duration, settings.repeats)?,
+    }])
+}

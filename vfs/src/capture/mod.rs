@@ -1,0 +1,358 @@
+//! From the WAL file to frozen deltas.
+//!
+//! Capture reads the WAL *file*, up to the frame count that the wal-index publishes as committed, so it sees the commits
+//! of every process and needs no memory of its own. Two things can become of captured frames:
+//! - **saved**: copied to `outbox/saved`, because the WAL is about to be reset and it is too early for an upload;
+//! - **frozen**: together with all that was saved before, the newest image of each page becomes one delta.
+//!
+//! What must hold, and after a crash at any point still does:
+//! 1. Every committed frame is in the WAL, in a saved record, or in a frozen delta (or in the bucket).
+//!    A reset of the WAL is allowed only after the frames are saved and synced ([`Capture::save`]).
+//! 2. A frame is in at most one frozen delta's range: `position.serial` orders captures. Frozen deltas carry the position
+//!    they reach; saved records up to that serial are skipped, so a crash between the freeze and the emptying of
+//!    the saved file does no harm.
+//! 3. Frames up to mxFrame do not change while the capture lock is held: whoever resets the WAL passes it.
+//!
+//! Everything here runs under the host's capture lock; nothing here waits for the network.
+
+pub(crate) mod frames;
+pub(crate) mod index;
+pub(crate) mod position;
+pub(crate) mod saved;
+pub(crate) mod wal;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+
+use self::frames::Frames;
+use self::index::Committed;
+use self::position::Position;
+use self::saved::Saved;
+use self::wal::{Checksum, FRAME_HEADER, HEADER, WalHeader};
+use crate::delta::{EncodeError, Encoder, Header};
+use crate::error::{Error, ErrorKind, Result};
+use crate::local::Layout;
+use crate::local::shared::Shared;
+use crate::local::state::State;
+use crate::outbox::{Envelope, Outbox};
+use crate::page::{PageCount, PageSize, Pgno, TxId};
+
+/// What the capture lock guards in this process.
+pub(crate) struct Capture {
+    layout: Layout,
+    outbox: Outbox,
+    saved: Saved,
+}
+
+/// Reads a page that no captured frame holds, as the database file has it; `false` if the file does not have it.
+pub(crate) type BasePage<'a> = &'a dyn Fn(Pgno, &mut [u8]) -> Result<bool>;
+
+/// What goes into a frozen delta beside the frames.
+pub(crate) struct Freeze<'a> {
+    /// The TXID that the delta gets.
+    pub(crate) txid: TxId,
+    /// Size of the database as of the TXID before; pages beyond it that no frame holds are filled in.
+    pub(crate) former_pages: PageCount,
+    /// Who freezes.
+    pub(crate) nonce: u64,
+    /// The timestamp for the header, Unix milliseconds.
+    pub(crate) timestamp_ms: i64,
+    /// Where pages come from that no frame holds.
+    pub(crate) base: BasePage<'a>,
+}
+
+impl Capture {
+    /// Of one database.
+    pub(crate) fn open(layout: &Layout, outbox: &Outbox) -> Result<Capture> {
+        Ok(Capture { layout: layout.clone(), outbox: outbox.clone(), saved: Saved::open(outbox.dir())? })
+    }
+
+    /// Whether something is committed that no frozen delta holds.
+    pub(crate) fn is_behind(shared: &Shared, committed: Option<&Committed>) -> bool {
+        let Some(position) = shared.position() else { return true };
+        let wal_ahead =
+            committed.is_some_and(|c| c.frames > 0 && (c.salts != position.salts || c.frames != position.frames));
+        wal_ahead || shared.saved_bytes() > 0
+    }
+
+    /// The serial that a capture of everything committed has, or will have.
+    pub(crate) fn serial_of(&self, shared: &Shared, committed: Option<&Committed>) -> Result<u64> {
+        let position = self.position(shared)?;
+        Ok(position.serial + u64::from(is_ahead(&position, committed)))
+    }
+
+    /// Copies everything committed out of the WAL, so that it may be reset, and marks its generation as closed.
+    /// After an error nothing has changed and the WAL must not be reset.
+    pub(crate) fn save(&mut self, shared: &Shared, committed: Option<&Committed>) -> Result<()> {
+        let mut position = self.position(shared)?;
+        if let Some(file) = self.wal_file()?
+            && let Some(span) = span(&file, &position, committed, &self.name())?
+        {
+            let serial = position.serial + 1;
+            let end = shared.saved_bytes();
+            let (end, checksum) =
+                self.saved.append(end, &span.frames(&file, &self.name()), span.first, serial, span.pages)?;
+            position = span.reached(checksum, serial);
+            shared.set_saved_bytes(end);
+        }
+        position.closed = true;
+        shared.set_position(&position);
+        Ok(())
+    }
+
+    /// Makes one delta of everything committed that is not frozen yet; `None` if there is nothing.
+    /// After an error nothing has changed.
+    pub(crate) fn freeze(
+        &mut self,
+        shared: &Shared,
+        committed: Option<&Committed>,
+        how: &Freeze<'_>,
+    ) -> Result<Option<Envelope>> {
+        let position = self.position(shared)?;
+        let wal = self.wal_file()?;
+        let name = self.name();
+        let span = match &wal {
+            Some(file) => span(file, &position, committed, &name)?,
+            None => None,
+        };
+        let frozen_serial = self.outbox.list()?.last().map_or(0, |newest| newest.position.serial);
+        let records: Vec<_> = self.saved.records(shared.saved_bytes())?;
+        let records: Vec<_> = records.iter().filter(|record| !record.is_within(frozen_serial)).collect();
+
+        // Where the newest image of each page lies: the saved records in order, then the WAL.
+        let mut newest: BTreeMap<Pgno, (bool, u64)> = BTreeMap::new();
+        let mut pages = None;
+        let mut page_size = None;
+        for record in &records {
+            self.saved.frames(record).walk(|pgno, at| drop(newest.insert(pgno, (true, at))), |_| Ok(()))?;
+            pages = Some(record.pages());
+            page_size = Some(record.page_size());
+        }
+        let mut reached = position;
+        if let (Some(file), Some(span)) = (&wal, &span) {
+            let frames = span.frames(file, &name);
+            let walked = frames.walk(|pgno, at| drop(newest.insert(pgno, (false, at))), |_| Ok(()))?;
+            reached = span.reached(walked.checksum, position.serial + 1);
+            pages = Some(span.pages);
+            page_size = Some(span.wal.page_size);
+        }
+        let (Some(pages), Some(page_size)) = (pages, page_size) else {
+            self.forget_saved(shared)?;
+            return Ok(None);
+        };
+
+        let first_filled = if how.txid == TxId(1) { 0 } else { how.former_pages.0 };
+        let header = Header { node_id: how.nonce, ..Header::level_0(page_size, pages, how.txid, how.timestamp_ms) };
+        let saved_file = File::open(self.saved.path())
+            .map_err(|e| Error::local(format_args!("opening {}", self.saved.path().display()), &e))?;
+        let envelope = self.outbox.freeze(how.txid, reached, how.timestamp_ms, |out| {
+            let refused = |e: EncodeError| refusal(how.txid, e);
+            let mut encoder = Encoder::new(out, header).map_err(refused)?;
+            let mut page = vec![0; page_size.bytes() as usize];
+            let filled = (first_filled + 1..=pages.0).map(Pgno).filter(|p| !newest.contains_key(p));
+            let mut filled = filled.filter(|p| *p != page_size.lock_page()).peekable();
+            let mut captured =
+                newest.iter().filter(|(p, _)| pages.contains(**p) && **p != page_size.lock_page()).peekable();
+            loop {
+                let next_captured = captured.peek().map(|(pgno, _)| **pgno);
+                let next_filled = filled.peek().copied();
+                let pgno = match (next_captured, next_filled) {
+                    (None, None) => break,
+                    (Some(c), Some(f)) if f < c => f,
+                    (None, Some(f)) => f,
+                    (Some(c), _) => c,
+                };
+                if next_captured == Some(pgno) {
+                    if let Some((_, (is_saved, at))) = captured.next() {
+                        let file = if *is_saved { &saved_file } else { wal.as_ref().unwrap_or(&saved_file) };
+                        file.read_exact_at(&mut page, *at)
+                            .map_err(|e| Error::local(format_args!("reading page {pgno} of the WAL"), &e))?;
+                    }
+                } else {
+                    filled.next();
+                    if !(how.base)(pgno, &mut page)? {
+                        page.fill(0);
+                    }
+                }
+                encoder.page(pgno, &page).map_err(refused)?;
+            }
+            encoder.finish().map_err(refused)?;
+            Ok(())
+        })?;
+        shared.set_frozen(how.txid);
+        shared.set_frozen_pages(pages);
+        shared.set_position(&reached);
+        self.forget_saved(shared)?;
+        Ok(Some(envelope))
+    }
+
+    /// After a crash: finds how far the WAL is captured, from the newest of what the state file, the frozen deltas and the
+    /// saved frames say, and puts it into the shared memory.
+    pub(crate) fn recover(&self, shared: &Shared) -> Result<Position> {
+        let mut position = State::load(&self.layout.state())?.map(|state| state.position).unwrap_or_default();
+        if let Some(newest) = self.outbox.list()?.last()
+            && newest.position.serial >= position.serial
+        {
+            position = newest.position;
+        }
+        let (end, saved) = self.saved.recover()?;
+        match saved {
+            Some(saved) if saved.serial > position.serial => {
+                shared.set_saved_bytes(end);
+                position = saved;
+            }
+            _ => self.forget_saved(shared)?,
+        }
+        shared.set_position(&position);
+        Ok(position)
+    }
+
+    /// Sets the position anew, with nothing saved: after the WAL was put away.
+    pub(crate) fn restart(&mut self, shared: &Shared, position: &Position) -> Result<()> {
+        self.forget_saved(shared)?;
+        shared.set_position(position);
+        Ok(())
+    }
+
+    /// What is committed in a WAL that no process has open: its frames up to the last commit, as recovery will find them.
+    pub(crate) fn committed_in_file(&self) -> Result<Option<Committed>> {
+        let Some(file) = self.wal_file()? else { return Ok(None) };
+        let Some(wal) = wal_header(&file, &self.name())? else { return Ok(None) };
+        let frame_bytes = FRAME_HEADER as u64 + u64::from(wal.page_size.bytes());
+        let size = file.metadata().map_err(|e| Error::local(format_args!("looking at {}", self.name()), &e))?.len();
+        let count = ((size - HEADER as u64) / frame_bytes) as u32;
+        let mut running = wal.checksum;
+        let mut committed = None;
+        let mut frame = vec![0; frame_bytes as usize];
+        for number in 1..=count {
+            let at = WalHeader::frame_offset(wal.page_size, number);
+            file.read_exact_at(&mut frame, at)
+                .map_err(|e| Error::local(format_args!("reading frame {number} of {}", self.name()), &e))?;
+            let Some(header) = wal::FrameHeader::verify(&frame, &wal, &mut running) else { break };
+            if let Some(pages) = header.commit {
+                committed = Some(Committed { salts: wal.salts, frames: number, pages, page_size: wal.page_size });
+            }
+        }
+        Ok(committed)
+    }
+
+    /// The pages that frames of the WAL hold, whoever captured them.
+    pub(crate) fn pages_in_file(&self, committed: &Committed) -> Result<Vec<Pgno>> {
+        let mut pages = Vec::new();
+        if let Some(file) = self.wal_file()?
+            && let Some(span) = span(&file, &Position::default(), Some(committed), &self.name())?
+        {
+            span.frames(&file, &self.name()).walk(|pgno, _| pages.push(pgno), |_| Ok(()))?;
+        }
+        Ok(pages)
+    }
+
+    /// The position; one that a killed process left half-written is found again from the disk.
+    fn position(&self, shared: &Shared) -> Result<Position> {
+        match shared.position() {
+            Some(position) => Ok(position),
+            None => self.recover(shared),
+        }
+    }
+
+    fn forget_saved(&self, shared: &Shared) -> Result<()> {
+        if shared.saved_bytes() > 0 || self.saved.path().metadata().is_ok_and(|m| m.len() > 0) {
+            shared.set_saved_bytes(0);
+            self.saved.clear()?;
+        }
+        Ok(())
+    }
+
+    /// The WAL as it is now; it comes and goes with SQLite's connections, so it is opened for each capture.
+    fn wal_file(&self) -> Result<Option<File>> {
+        match File::open(self.layout.wal()) {
+            Ok(file) => Ok(Some(file)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::local(format_args!("opening {}", self.name()), &e)),
+        }
+    }
+
+    fn name(&self) -> String {
+        self.layout.wal().display().to_string()
+    }
+}
+
+/// Whether the WAL holds committed frames behind a position.
+fn is_ahead(position: &Position, committed: Option<&Committed>) -> bool {
+    committed.is_some_and(|c| c.frames > 0 && (c.salts != position.salts || c.frames != position.frames))
+}
+
+/// The committed frames behind a position.
+struct Span {
+    wal: WalHeader,
+    first: u32,
+    count: u32,
+    seed: Checksum,
+    pages: PageCount,
+}
+
+impl Span {
+    fn frames<'a>(&self, file: &'a File, name: &'a str) -> Frames<'a> {
+        let offset = WalHeader::frame_offset(self.wal.page_size, self.first);
+        Frames { file, name, wal: self.wal, offset, count: self.count, seed: self.seed }
+    }
+
+    fn reached(&self, checksum: Checksum, serial: u64) -> Position {
+        Position {
+            salts: self.wal.salts,
+            frames: self.first - 1 + self.count,
+            cksum: checksum.0,
+            pages: self.pages,
+            closed: false,
+            serial,
+        }
+    }
+}
+
+/// Finds what of the WAL is committed and lies behind `position`; `None` if nothing does.
+fn span(file: &File, position: &Position, committed: Option<&Committed>, name: &str) -> Result<Option<Span>> {
+    let Some(committed) = committed.filter(|c| c.frames > 0) else { return Ok(None) };
+    let same = committed.salts == position.salts;
+    if same && committed.frames == position.frames {
+        return Ok(None);
+    }
+    let corrupt = |why: &str| Err(Error::new(ErrorKind::Corrupt, format!("{name}: {why}")));
+    if same && committed.frames < position.frames {
+        return corrupt("it holds fewer frames than were captured from it; frames were lost on this disk");
+    }
+    if !same && position.frames > 0 && !position.closed {
+        return corrupt("it was reset without this VFS: commits may be missing in the bucket");
+    }
+    let Some(wal) = wal_header(file, name)? else { return corrupt("its header is damaged") };
+    if wal.salts != committed.salts || wal.page_size != committed.page_size {
+        return corrupt("its header is not that of the wal-index");
+    }
+    let (first, seed) = if same { (position.frames + 1, Checksum(position.cksum)) } else { (1, wal.checksum) };
+    Ok(Some(Span { wal, first, count: committed.frames + 1 - first, seed, pages: committed.pages }))
+}
+
+/// The WAL's header; `None` if there is none that is whole.
+fn wal_header(file: &File, name: &str) -> Result<Option<WalHeader>> {
+    let mut bytes = [0; HEADER];
+    match file.read_exact_at(&mut bytes, 0) {
+        Ok(()) => Ok(WalHeader::parse(&bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(e) => Err(Error::local(format_args!("reading {name}"), &e)),
+    }
+}
+
+/// An error of the codec while freezing: what the writer met decides, else it is a defect of the capture.
+fn refusal(txid: TxId, error: EncodeError) -> Error {
+    let message = format!("freezing delta {txid}: {error}");
+    let full = std::error::Error::source(&error)
+        .and_then(|source| source.downcast_ref::<std::io::Error>())
+        .is_some_and(|e| e.kind() == std::io::ErrorKind::StorageFull);
+    Error::new(if full { ErrorKind::Full } else { ErrorKind::Local }, message)
+}
+
+/// The page size that a WAL file on disk has; `None` if there is no whole header.
+pub(crate) fn page_size_in_file(path: &std::path::Path) -> Option<PageSize> {
+    let file = File::open(path).ok()?;
+    wal_header(&file, "").ok().flatten().map(|header| header.page_size)
+}

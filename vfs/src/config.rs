@@ -1,0 +1,189 @@
+//! The settings of one database: parsed once, from its URI and the environment, to final types.
+//!
+//! Every setting can stand in the URI (`file:app.db?vfs=gcs&flush_interval=500ms`) or in the environment
+//! (`SQLITE_GCS_FLUSH_INTERVAL=500ms`); the URI wins. A parameter that is not known here, or a value that
+//! does not parse, is refused with the accepted ones.
+//!
+//! | name | value | default | zero means |
+//! |---|---|---|---|
+//! | `bucket` | `gs://bucket[/prefix]` or `file:///dir` | none: required | - |
+//! | `durability` | `background`, `commit` or `strict` | `background` | - |
+//! | `flush_interval` | duration | `1s` | every commit is sent at once |
+//! | `page_size` | bytes, of a new database | `4096` | refused |
+//! | `lease_ttl` | duration, 5 s to 10 min | `40s` | refused |
+//! | `sigterm` | `flush` or `ignore` | `ignore` | - |
+//!
+//! Durations take `ms`, `s`, `m`, `h`; sizes take `KB`, `MB`, `GB` (powers of 1024) or plain bytes.
+
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::page::PageSize;
+
+/// When a COMMIT returns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Durability {
+    /// Once it is in the local WAL; the upload follows in the background.
+    Background,
+    /// Once its pages are in the bucket; other local connections may see it a moment earlier.
+    Commit,
+    /// Once its pages are in the bucket, and no connection sees it before; an error means rolled back.
+    Strict,
+}
+
+impl Durability {
+    /// Parses the setting's value.
+    pub fn parse(text: &str) -> Option<Durability> {
+        match text {
+            "background" => Some(Durability::Background),
+            "commit" => Some(Durability::Commit),
+            "strict" => Some(Durability::Strict),
+            _ => None,
+        }
+    }
+
+    /// The word that stands for it in settings.
+    pub fn word(self) -> &'static str {
+        match self {
+            Durability::Background => "background",
+            Durability::Commit => "commit",
+            Durability::Strict => "strict",
+        }
+    }
+}
+
+/// The settings of one database.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// Where the objects lie: `gs://bucket[/prefix]` or `file:///dir`.
+    pub bucket: String,
+    /// When a COMMIT returns.
+    pub durability: Durability,
+    /// The least time between two uploads in the background.
+    pub flush_interval: Duration,
+    /// Page size of a database that does not exist yet.
+    pub page_size: PageSize,
+    /// How long the right to append lasts without being renewed.
+    pub lease_ttl: Duration,
+    /// Whether SIGTERM uploads what is committed before the process ends.
+    pub sigterm_flush: bool,
+}
+
+/// The names that a URI may carry, as an error message lists them.
+const NAMES: &str = "bucket, durability, flush_interval, lease_ttl, page_size, sigterm";
+
+impl Config {
+    /// Parses the parameters of a URI over the values of the environment (`env` looks up one variable).
+    pub fn parse(parameters: &[(String, String)], env: impl Fn(&str) -> Option<String>) -> Result<Config> {
+        let known: Vec<&str> = NAMES.split(", ").collect();
+        if let Some((name, _)) = parameters.iter().find(|(name, _)| !known.contains(&name.as_str())) {
+            return Err(refuse(format!("unknown URI parameter {name:?}; accepted are {NAMES}")));
+        }
+        let value = |name: &str| {
+            let in_uri = parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+            in_uri.or_else(|| env(&format!("SQLITE_GCS_{}", name.to_uppercase()))).filter(|value| !value.is_empty())
+        };
+        let bucket = value("bucket").ok_or_else(|| {
+            refuse(
+                "no bucket is configured; set SQLITE_GCS_BUCKET or the URI parameter bucket= \
+                 to gs://bucket[/prefix] or file:///dir"
+                    .to_owned(),
+            )
+        })?;
+        let durability = match value("durability") {
+            None => Durability::Background,
+            Some(text) => Durability::parse(&text)
+                .ok_or_else(|| refuse_value("durability", &text, "background, commit or strict"))?,
+        };
+        let flush_interval = duration("flush_interval", value("flush_interval"), Duration::from_secs(1))?;
+        let page_size = match value("page_size") {
+            None => PageSize::DEFAULT,
+            Some(text) => text
+                .parse()
+                .ok()
+                .and_then(PageSize::new)
+                .ok_or_else(|| refuse_value("page_size", &text, "a power of two from 512 to 65536"))?,
+        };
+        let lease_ttl = duration("lease_ttl", value("lease_ttl"), Duration::from_secs(40))?;
+        if !(Duration::from_secs(5)..=Duration::from_secs(600)).contains(&lease_ttl) {
+            return Err(refuse(format!("lease_ttl is {lease_ttl:?}; accepted is 5s to 10m")));
+        }
+        let sigterm_flush = match value("sigterm").as_deref() {
+            None | Some("ignore") => false,
+            Some("flush") => true,
+            Some(text) => return Err(refuse_value("sigterm", text, "flush or ignore")),
+        };
+        Ok(Config { bucket, durability, flush_interval, page_size, lease_ttl, sigterm_flush })
+    }
+}
+
+fn duration(name: &str, value: Option<String>, default: Duration) -> Result<Duration> {
+    let Some(text) = value else { return Ok(default) };
+    parse_duration(&text)
+        .ok_or_else(|| refuse_value(name, &text, "a whole number followed by ms, s, m or h, such as 500ms"))
+}
+
+/// Parses `500ms`, `1s`, `2m`, `1h`, or a plain `0`.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().ok()?;
+    let millis = match &text[digits..] {
+        "ms" => number,
+        "s" => number.checked_mul(1000)?,
+        "m" => number.checked_mul(60_000)?,
+        "h" => number.checked_mul(3_600_000)?,
+        "" if number == 0 => 0,
+        _ => return None,
+    };
+    Some(Duration::from_millis(millis))
+}
+
+fn refuse_value(name: &str, value: &str, accepted: &str) -> Error {
+    refuse(format!("{name}={value:?} is not understood; accepted is {accepted}"))
+}
+
+fn refuse(message: String) -> Error {
+    Error::new(ErrorKind::Configuration, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(parameters: &[(&str, &str)], env: &[(&str, &str)]) -> Result<Config> {
+        let own = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(k, v)| (String::from(*k), String::from(*v))).collect::<Vec<_>>()
+        };
+        let env = own(env);
+        Config::parse(&own(parameters), |name| env.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone()))
+    }
+
+    #[test]
+    fn the_uri_wins_over_the_environment() {
+        let env = [("SQLITE_GCS_BUCKET", "gs://a"), ("SQLITE_GCS_FLUSH_INTERVAL", "2s")];
+        let config = parse(&[("flush_interval", "250ms")], &env).expect("a good configuration");
+        assert_eq!(config.bucket, "gs://a");
+        assert_eq!(config.flush_interval, Duration::from_millis(250));
+        assert_eq!(config.durability, Durability::Background);
+    }
+
+    #[test]
+    fn a_refusal_names_the_parameter_and_what_is_accepted() {
+        let bucket = ("bucket", "gs://a");
+        for (parameters, name, accepted) in [
+            (vec![], "no bucket", "SQLITE_GCS_BUCKET"),
+            (vec![bucket, ("durabilty", "commit")], "durabilty", "durability"),
+            (vec![bucket, ("durability", "yes")], "durability", "background, commit or strict"),
+            (vec![bucket, ("flush_interval", "1 s")], "flush_interval", "500ms"),
+            (vec![bucket, ("flush_interval", "99999999999999999999s")], "flush_interval", "ms"),
+            (vec![bucket, ("page_size", "1000")], "page_size", "512"),
+            (vec![bucket, ("lease_ttl", "0")], "lease_ttl", "5s"),
+            (vec![bucket, ("sigterm", "1")], "sigterm", "flush"),
+        ] {
+            let error = parse(&parameters, &[]).expect_err("a refusal");
+            assert_eq!(error.kind(), ErrorKind::Configuration);
+            let text = error.to_string();
+            assert!(text.contains(name) && text.contains(accepted), "{text}");
+        }
+    }
+}

@@ -1,0 +1,565 @@
+//! Finding or building the local side of a database, before SQLite opens it.
+//!
+//! The first process of a host does this alone, under the exclusive members lock; later ones join what it made.
+//!
+//! | what is there | what happens |
+//! |---|---|
+//! | nothing here, nothing in the bucket | a new database: one pre-written page |
+//! | nothing here | cold open: the page map from the bucket, no pages |
+//! | our cache, the bucket where we left it | warm open: nothing is fetched |
+//! | our cache, the bucket further on, nothing unsent here | only the pages that changed are forgotten |
+//! | our cache after an unclean boot | what the WAL holds is frozen, the rest of the cache is distrusted |
+//! | unsent commits here, the bucket written by somebody else | what is unsent goes to `conflict-<time>`; cold open |
+//! | a plain SQLite file, nothing in the bucket | adopted: frozen as the first delta |
+//! | a cache of another replica, format or file | put aside; cold open |
+//!
+//! Crash: every step can be repeated. Unsent deltas leave the outbox only for a conflict folder, by rename, or after
+//! the state file says that the bucket has them.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use super::{Database, OpenRequest};
+use crate::cache::file::{CacheFile, MAGIC, MASK};
+use crate::capture::index::Committed;
+use crate::capture::position::Position;
+use crate::capture::{Capture, Freeze};
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::local::locks::{self, HostMutex, LockByte, Mode};
+use crate::local::shared::Shared;
+use crate::local::state::{FORMAT, State, boot_id};
+use crate::local::{Layout, conflict, remove};
+use crate::log;
+use crate::outbox::{Envelope, Outbox};
+use crate::page::{PageCount, PageSize, Pgno, TxId};
+use crate::replica::chain::{self, Chain};
+use crate::replica::index_fetch::ObjectIndex;
+use crate::replica::page_map::PageMap;
+use crate::replica::fetch::PageSource;
+use crate::replica::names::{Listed, ObjectName, Replica};
+use crate::runtime;
+use crate::store;
+use crate::store::url::BucketUrl;
+use crate::protocol::restart::{self, Verdict};
+use crate::protocol::{self, Nonce, ObjectId};
+use crate::upload::driver;
+use crate::words::NotUsable;
+
+/// How long an open waits for another process that is preparing the same database.
+const PREPARE_WAIT: Duration = Duration::from_secs(60);
+/// How long an open waits for one answer of the bucket.
+const OPEN_WAIT: Duration = Duration::from_secs(60);
+/// How long a read of SQLite's waits for the bucket.
+const READ_WAIT: Duration = Duration::from_secs(30);
+
+/// What the open cost.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cost {
+    /// No usable cache was there.
+    pub(super) cold: bool,
+    /// Milliseconds.
+    pub(super) ms: u64,
+    /// Requests of all kinds.
+    pub(super) requests: u64,
+}
+
+/// The parts that every way of opening needs.
+pub(super) struct Opening<'a> {
+    request: &'a OpenRequest,
+    config: Config,
+    pub(super) layout: Layout,
+    pub(super) replica: Replica,
+    pub(super) outbox: Outbox,
+    shared: Shared,
+}
+
+/// What a way of opening ends with.
+pub(super) struct Ready {
+    pub(super) cache: CacheFile,
+    state: State,
+    cold: bool,
+}
+
+/// What the main file is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum MainFile {
+    Missing,
+    Empty,
+    Cache,
+    PlainDatabase,
+    Foreign,
+}
+
+/// Opens a database.
+pub(super) fn open(request: &OpenRequest) -> Result<Database> {
+    let started = Instant::now();
+    let config = Config::parse(&request.parameters, |name| std::env::var(name).ok())?;
+    let name = request.path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
+        let path = request.path.display();
+        Error::new(ErrorKind::Configuration, format!("{path}: the file's name is not UTF-8, so no object can have it"))
+    })?;
+    let url: BucketUrl = config.bucket.parse()?;
+    url.join(name)?;
+    let replica = Replica::new(store::open(&url, store::Config::default()), name);
+    let layout = Layout::of(&request.path);
+    let had_directory = layout.dir().exists();
+    layout.create()?;
+    let opening = Opening {
+        request,
+        outbox: Outbox::new(layout.outbox()),
+        shared: Shared::open(&layout.shared())?,
+        config,
+        layout,
+        replica,
+    };
+    let members = locks::open(&opening.layout.lock())?;
+    let result = opening.prepare_or_join(&members);
+    if result.is_err() && !had_directory {
+        // Nothing of value can be in a directory that this failed open has made.
+        let _ = fs::remove_dir_all(opening.layout.dir());
+    }
+    let Ready { cache, state, cold } = result?;
+    let [gets, puts, lists, deletes, ..] = opening.replica.store().traffic().snapshot();
+    let opened =
+        Cost { cold, ms: started.elapsed().as_millis() as u64, requests: gets + puts + lists + deletes };
+    log::info!(
+        "{}: open at {} of {} in {} ms with {} requests",
+        opening.layout.main().display(),
+        state.durable_txid(),
+        opening.replica.place(),
+        opened.ms,
+        opened.requests
+    );
+    let lock = opening.layout.lock();
+    Ok(Database {
+        durability: RwLock::new(opening.config.durability),
+        page_size: cache.page_size(),
+        cache,
+        capture: HostMutex::new(&lock, LockByte::Capture, Capture::open(&opening.layout, &opening.outbox)?)?,
+        nonce: state.protocol.nonce.0,
+        uploader: HostMutex::new(&lock, LockByte::Upload, ())?,
+        lease_lane: HostMutex::new(&lock, LockByte::Lease, ())?,
+        state_lock: HostMutex::new(&lock, LockByte::State, ())?,
+        members,
+        index: Mutex::new(None),
+        exclusive: Mutex::default(),
+        opened,
+        last_error: Mutex::new(None),
+        holder: Mutex::new(None),
+        conflict: Mutex::new(None),
+        poison: Mutex::new(None),
+        urgent: 0.into(),
+        settled: (Mutex::new(()), Condvar::new()),
+        failures: 0.into(),
+        me: std::sync::OnceLock::new(),
+        layout: opening.layout,
+        config: opening.config,
+        replica: opening.replica,
+        shared: opening.shared,
+        outbox: opening.outbox,
+    })
+}
+
+impl Opening<'_> {
+    fn prepare_or_join(&self, members: &File) -> Result<Ready> {
+        let started = Instant::now();
+        loop {
+            if locks::set(members, LockByte::Members, Mode::Exclusive)? {
+                let ready = self.prepare()?;
+                locks::set(members, LockByte::Members, Mode::Shared)?;
+                return Ok(ready);
+            }
+            if locks::set(members, LockByte::Members, Mode::Shared)? {
+                return self.join();
+            }
+            if started.elapsed() > PREPARE_WAIT {
+                let path = self.layout.main().display();
+                return Err(Error::new(ErrorKind::Busy, format!("{path}: another process is still preparing it")));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Beside processes that have the database open: what they made is good.
+    fn join(&self) -> Result<Ready> {
+        let path = self.layout.state();
+        let state = State::load(&path)?
+            .ok_or_else(|| Error::new(ErrorKind::Local, format!("{}: gone while in use", path.display())))?;
+        if state.replica != self.replica.place() {
+            let message = format!(
+                "{}: other processes have it open with the replica {}, not {}",
+                self.layout.main().display(),
+                state.replica,
+                self.replica.place()
+            );
+            return Err(Error::new(ErrorKind::Configuration, message));
+        }
+        let cache = self
+            .open_cache()
+            .map_err(|why| Error::new(ErrorKind::Corrupt, format!("{}: {why}", self.layout.dir().display())))?;
+        Ok(Ready { cache, state, cold: false })
+    }
+
+    /// Alone on this host.
+    fn prepare(&self) -> Result<Ready> {
+        self.shared.reset();
+        let main = self.look_at_main()?;
+        let state = self.own_state(main)?;
+        if main == MainFile::Foreign {
+            let path = self.layout.main().display();
+            let message = format!("{path}: neither a SQLite database nor a cache of this VFS; move it away");
+            return Err(Error::new(ErrorKind::Configuration, message));
+        }
+        let listed = self.list()?;
+        let chain = self.chain(listed.clone())?;
+        match (state, chain) {
+            (None, chain) if main == MainFile::PlainDatabase => self.adopt(chain.as_ref()),
+            (None, Some(chain)) => {
+                let state = self.fresh_state(PageSize::DEFAULT);
+                let head = self.log(&listed, &state)?.head();
+                self.cold_open(&chain, head, state)
+            }
+            (None, None) if !self.request.create => {
+                let path = self.layout.main().display();
+                let message = format!("{path}: there is no such database, here or in {}", self.replica.place());
+                Err(Error::new(ErrorKind::Configuration, message))
+            }
+            (None, None) => self.create(),
+            (Some(state), chain) => self.reopen(state, main, &listed, chain),
+        }
+    }
+
+    /// The state that goes with the main file on disk; what does not is put aside, and what is left without one too.
+    fn own_state(&self, main: MainFile) -> Result<Option<State>> {
+        let why = match State::load(&self.layout.state()) {
+            Ok(Some(state)) if state.replica != self.replica.place() => {
+                format!("it belongs to {}, not to {}", state.replica, self.replica.place())
+            }
+            Ok(Some(state)) => match self.identity() {
+                Ok(file) if main == MainFile::Cache && file != state.file => {
+                    "the main file is a copy, or another one has its name".to_owned()
+                }
+                _ if main == MainFile::PlainDatabase && state.protocol.durable.is_some() => {
+                    "a plain SQLite database stands in the cache file's place".to_owned()
+                }
+                _ => return Ok(Some(state)),
+            },
+            Ok(None) if main == MainFile::Cache => "it has no state file".to_owned(),
+            Ok(None) => return Ok(None),
+            Err(e) if e.kind() == ErrorKind::Corrupt => e.to_string(),
+            Err(e) => return Err(e),
+        };
+        let to = conflict::put_aside(&self.layout, main == MainFile::Cache)?;
+        log::error!("{}: the cache is put aside in {}: {why}", self.layout.main().display(), to.display());
+        self.layout.create()?;
+        Ok(None)
+    }
+
+    fn look_at_main(&self) -> Result<MainFile> {
+        let failed = |e: &std::io::Error| Error::local(format_args!("reading {}", self.layout.main().display()), e);
+        let file = match File::open(self.layout.main()) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(MainFile::Missing),
+            Err(e) => return Err(failed(&e)),
+        };
+        let size = file.metadata().map_err(|e| failed(&e))?.len();
+        let mut magic = [0; 16];
+        match file.read_exact_at(&mut magic, 0) {
+            Ok(()) if magic == MASK => Ok(MainFile::Cache),
+            Ok(()) if magic == MAGIC => Ok(MainFile::PlainDatabase),
+            // A cold cache whose first page was not fetched yet.
+            Ok(()) if magic == [0; 16] && self.layout.state().exists() => Ok(MainFile::Cache),
+            _ if size == 0 => Ok(MainFile::Empty),
+            _ => Ok(MainFile::Foreign),
+        }
+    }
+
+    /// A new database: one pre-written page, no object in the bucket until the first commit.
+    fn create(&self) -> Result<Ready> {
+        let page_size = self.config.page_size;
+        let map = PageMap::create(self.layout.dir(), page_size)?;
+        let cache = CacheFile::create(self.layout.dir(), self.layout.main(), map, self.source())?;
+        cache.put_page(Pgno::ONE, &crate::sqlite::header::new_database_header(page_size))?;
+        let state = self.fresh_state(page_size);
+        let state = State { position: Position { pages: PageCount(1), ..state.position }, ..state };
+        self.start(cache, state, true)
+    }
+
+    /// Nothing usable here: the page map from the bucket and from what is unsent, and no pages.
+    fn cold_open(&self, chain: &Chain, head: Option<ObjectId>, mut state: State) -> Result<Ready> {
+        let indexes = self.indexes(chain)?;
+        let last = indexes.last().ok_or_else(|| Error::new(ErrorKind::Corrupt, "an empty chain".to_owned()))?;
+        let (page_size, pages) = (last.page_size, last.commit);
+        state.page_size = page_size.bytes();
+        // What is unsent stands on the durable delta, and only empty deltas can have come after that.
+        if state.protocol.outbox.is_empty() {
+            state.protocol.caught_up(head);
+        }
+        state.position = Position { pages, closed: true, serial: state.position.serial, ..Position::default() };
+        self.build_cold(indexes, page_size, state)
+    }
+
+    fn build_cold(&self, indexes: Vec<ObjectIndex>, page_size: PageSize, state: State) -> Result<Ready> {
+        remove(&self.layout.wal())?;
+        remove(&self.layout.shm())?;
+        let mut indexes = indexes;
+        for id in &state.protocol.outbox {
+            indexes.push(self.local_index(&self.outbox.envelope(id.txid)?)?);
+        }
+        let map = PageMap::create(self.layout.dir(), page_size)?;
+        map.rebuild(&indexes)?;
+        let cache = CacheFile::create(self.layout.dir(), self.layout.main(), map, self.source())?;
+        cache.prefetch(Pgno::ONE)?;
+        self.start(cache, state, true)
+    }
+
+    /// A state of ours is here, with or without a usable cache, with or without unsent commits.
+    fn reopen(&self, mut state: State, main: MainFile, listed: &[Listed], chain: Option<Chain>) -> Result<Ready> {
+        if main == MainFile::PlainDatabase {
+            // An adoption that a crash interrupted, before anything was sent.
+            return self.adopt(chain.as_ref());
+        }
+        let is_whole = main == MainFile::Cache && (state.clean || state.boot == boot_id());
+        self.outbox.adopt_refrozen(&state.protocol.outbox)?;
+        state.protocol.restarted();
+        if state.boot != boot_id() {
+            // Another boot is another writer: nothing that was in flight then counts as ours by the number alone.
+            state.protocol = protocol::State {
+                durable: state.protocol.durable,
+                ..protocol::State::new(Nonce(nonce()), who(), self.config.lease_ttl.as_millis() as u64)
+            };
+        }
+        let mut capture = Capture::open(&self.layout, &self.outbox)?;
+        let position = capture.recover(&self.shared)?;
+        let committed = capture.committed_in_file()?;
+        self.freeze_wal(&mut capture, &state, position, committed, is_whole)?;
+        let frozen = self.outbox.list()?;
+        state.protocol.outbox = driver::unsettled(&state.protocol, frozen.iter().map(|envelope| envelope.id));
+
+        let log = self.log(listed, &state)?;
+        let verdict = restart::reconcile(&mut state.protocol, &log);
+        if let Some(settled) = frozen.iter().rev().find(|envelope| Some(envelope.id) == state.protocol.durable) {
+            state.position = settled.position;
+        }
+        match verdict {
+            Verdict::Older(head) => {
+                let message = format!(
+                    "{}: the bucket ends at {}, older than this disk, which saw {}; nothing is changed",
+                    self.replica.place(),
+                    head.map_or(TxId::NONE, |id| id.txid),
+                    state.durable_txid()
+                );
+                return Err(Error::new(ErrorKind::Corrupt, message));
+            }
+            Verdict::Conflict(from) | Verdict::Unclear(from) => {
+                if !state.protocol.outbox.is_empty() {
+                    let to = conflict::keep(&self.layout, &self.outbox, &state, from)?;
+                    log::error!(
+                        "{}: another writer has {} from {from} on; the commits of this disk from there on are kept in {}",
+                        self.layout.main().display(),
+                        self.replica.place(),
+                        to.display()
+                    );
+                }
+                state.protocol.set_aside();
+            }
+            Verdict::Continues | Verdict::Behind(_) => {
+                state.save(&self.layout.state())?;
+                for settled in frozen.iter().filter(|envelope| envelope.id.txid <= state.durable_txid()) {
+                    self.outbox.remove(settled.id.txid)?;
+                }
+                if is_whole && let Ok(cache) = self.open_cache() {
+                    cache.recount();
+                    return match (verdict, chain) {
+                        (Verdict::Behind(_), Some(chain)) => self.catch_up(cache, state, &chain, log.head(), committed),
+                        _ => self.start(cache, state, false),
+                    };
+                }
+            }
+        }
+        match chain {
+            Some(chain) => self.cold_open(&chain, log.head(), state),
+            None if state.protocol.outbox.is_empty() => self.create(),
+            None => {
+                let page_size = self.page_size(&state)?;
+                self.build_cold(Vec::new(), page_size, state)
+            }
+        }
+    }
+
+    /// The log as the protocol sees it.
+    fn log(&self, listed: &[Listed], state: &State) -> Result<protocol::Chain> {
+        let known = driver::known(&self.replica, listed, &self.outbox, state.durable_txid())?;
+        protocol::Chain::of(&known).map_err(|gap| {
+            let message = format!("{}: {} is missing, although {} is there", self.replica.place(), gap.missing, gap.head);
+            Error::new(ErrorKind::Corrupt, message)
+        })
+    }
+
+    /// Freezes what an earlier process left in the WAL.
+    ///
+    /// After an unclean boot only a WAL that continues the captured position is read: an older generation that came
+    /// back with a power loss is not newer than the deltas.
+    fn freeze_wal(
+        &self,
+        capture: &mut Capture,
+        state: &State,
+        position: Position,
+        committed: Option<Committed>,
+        is_whole: bool,
+    ) -> Result<()> {
+        let continues = committed.filter(|c| {
+            let count = |salts: [u8; 8]| u32::from_be_bytes([salts[0], salts[1], salts[2], salts[3]]);
+            is_whole
+                || (c.salts == position.salts && c.frames >= position.frames)
+                || position.salts == [0; 8]
+                || (position.closed && count(c.salts) == count(position.salts).wrapping_add(1))
+        });
+        let newest = self.outbox.list()?.last().map_or(state.durable_txid(), |e| e.id.txid.max(state.durable_txid()));
+        let how = Freeze {
+            txid: newest.next(),
+            former_pages: position.pages,
+            nonce: state.protocol.nonce.0,
+            timestamp_ms: crate::upload::now_ms(),
+            base: &|_, _| Ok(false),
+        };
+        capture.freeze(&self.shared, continues.as_ref(), &how)?;
+        Ok(())
+    }
+
+    /// The bucket went on without us and we have nothing unsent: forget what changed, keep the rest.
+    fn catch_up(
+        &self,
+        cache: CacheFile,
+        mut state: State,
+        chain: &Chain,
+        head: Option<ObjectId>,
+        committed: Option<Committed>,
+    ) -> Result<Ready> {
+        let from = state.durable_txid();
+        let known = cache.map().txid();
+        let newer: Vec<Listed> = chain.objects.iter().filter(|o| o.name.max > known.min(from)).cloned().collect();
+        let indexes = self.indexes(&Chain { objects: newer })?;
+        let Some(last) = indexes.last() else { return self.start(cache, state, false) };
+        let capture = Capture::open(&self.layout, &self.outbox)?;
+        if let Some(committed) = committed {
+            // What the WAL holds may be newer than the cache file, and the WAL goes.
+            cache.forget(capture.pages_in_file(&committed)?)?;
+        }
+        let changed: Vec<_> = indexes
+            .iter()
+            .filter(|index| index.name.max > from)
+            .flat_map(|index| index.pages.iter().map(|entry| entry.pgno))
+            .collect();
+        let pages = last.commit;
+        cache.map().apply(&indexes)?;
+        cache.forget(changed)?;
+        cache.set_size(pages)?;
+        remove(&self.layout.wal())?;
+        remove(&self.layout.shm())?;
+        state.protocol.caught_up(head);
+        state.position = Position { pages, closed: true, serial: state.position.serial, ..Position::default() };
+        cache.prefetch(Pgno::ONE)?;
+        self.start(cache, state, false)
+    }
+
+    /// Writes the state and fills the shared memory: from here on the other processes may join.
+    pub(super) fn start(&self, cache: CacheFile, mut state: State, cold: bool) -> Result<Ready> {
+        let frozen = self.outbox.list()?;
+        state.protocol.outbox = driver::unsettled(&state.protocol, frozen.iter().map(|envelope| envelope.id));
+        if !self.layout.wal().exists() && state.protocol.outbox.is_empty() {
+            // Whatever WAL is found later is newer than everything captured.
+            state.position = Position { salts: [0; 8], frames: 0, cksum: [0; 2], closed: true, ..state.position };
+        }
+        state.boot = boot_id();
+        state.file = self.identity()?;
+        state.clean = false;
+        state.protocol.ttl_ms = self.config.lease_ttl.as_millis() as u64;
+        state.save(&self.layout.state())?;
+        let capture = Capture::open(&self.layout, &self.outbox)?;
+        let position = capture.recover(&self.shared)?;
+        driver::publish(&self.shared, &state);
+        self.shared.set_frozen_pages(position.pages);
+        Ok(Ready { cache, state, cold })
+    }
+
+    pub(super) fn fresh_state(&self, page_size: PageSize) -> State {
+        State {
+            format: FORMAT,
+            replica: self.replica.place(),
+            boot: boot_id(),
+            file: (0, 0),
+            page_size: page_size.bytes(),
+            protocol: protocol::State::new(Nonce(nonce()), who(), self.config.lease_ttl.as_millis() as u64),
+            position: Position { closed: true, ..Position::default() },
+            clean: false,
+        }
+    }
+
+    fn page_size(&self, state: &State) -> Result<PageSize> {
+        PageSize::new(state.page_size).ok_or_else(|| {
+            let path = self.layout.state();
+            Error::new(ErrorKind::Corrupt, format!("{}: page size {}", path.display(), state.page_size))
+        })
+    }
+
+    fn identity(&self) -> Result<(u64, u64)> {
+        let path = self.layout.main();
+        let meta = fs::metadata(path).map_err(|e| Error::local(format_args!("looking at {}", path.display()), &e))?;
+        Ok((meta.dev(), meta.ino()))
+    }
+
+    pub(super) fn source(&self) -> PageSource {
+        PageSource::new(self.replica.clone(), Arc::new(self.outbox.clone()), READ_WAIT)
+    }
+
+    /// The cache that an earlier process made, or why it has to be made anew.
+    fn open_cache(&self) -> Result<CacheFile, NotUsable> {
+        let map = PageMap::open(self.layout.dir())?;
+        CacheFile::open(self.layout.dir(), self.layout.main(), map, self.source())
+    }
+
+    fn list(&self) -> Result<Vec<Listed>> {
+        let replica = self.replica.clone();
+        runtime::wait(&format!("listing {}", self.replica.place()), OPEN_WAIT, async move { replica.list().await })?
+    }
+
+    /// The plan to the head. A gap is believed only when a second listing shows it too: objects may just be replaced.
+    fn chain(&self, listed: Vec<Listed>) -> Result<Option<Chain>> {
+        chain::plan(&listed, None).or_else(|_| chain::plan(&self.list()?, None)).map_err(|e| {
+            e.context(self.replica.place())
+        })
+    }
+
+    fn indexes(&self, chain: &Chain) -> Result<Vec<ObjectIndex>> {
+        let (replica, chain) = (self.replica.clone(), chain.clone());
+        let what = format!("reading the page indexes of {}", self.replica.place());
+        runtime::wait(&what, OPEN_WAIT, async move { replica.indexes(&chain).await })?
+    }
+
+    pub(super) fn local_index(&self, envelope: &Envelope) -> Result<ObjectIndex> {
+        let bytes = self.outbox.read(&envelope.id)?;
+        ObjectIndex::decode(ObjectName::delta(envelope.id.txid), None, envelope.id.size, &bytes, &bytes)
+    }
+}
+
+fn nonce() -> u64 {
+    getrandom::u64().unwrap_or_else(|_| fastrand::u64(..)).max(1)
+}
+
+/// This host's name, for people only: where it runs, and as which process.
+fn who() -> String {
+    let host = std::env::var("K_REVISION").ok().or_else(|| fs::read_to_string("/proc/sys/kernel/hostname").ok());
+    format!("{}/{}", host.as_deref().map_or("unknown", str::trim), std::process::id())
+}
+
+/// Whether a file is there and has something in it.
+pub(super) fn has_content(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.len() > 0)
+}

@@ -1,0 +1,76 @@
+//! `PRAGMA gcs_*` and the functions of the same names: what a database says of itself.
+
+use serde_json::json;
+
+use super::{DURABLE_WAIT, Database};
+use crate::config::Durability;
+use crate::error::{Error, ErrorKind, Result};
+use crate::local::shared::BootTime;
+
+/// The pragmas that exist, as a refusal lists them.
+pub(crate) const PRAGMAS: &str = "gcs_durability, gcs_flush, gcs_status";
+
+impl Database {
+    /// FCNTL_PRAGMA and the SQL functions. `None`: not one of ours. `Some(Ok(text))` is the row to return.
+    pub(crate) fn pragma(&self, name: &str, argument: Option<&str>) -> Option<Result<String>> {
+        let name = name.to_ascii_lowercase();
+        if !name.starts_with("gcs_") {
+            return None;
+        }
+        let refuse = |message: String| Err(Error::new(ErrorKind::Configuration, message));
+        Some(match (name.as_str(), argument) {
+            ("gcs_status", None) => Ok(self.status()),
+            ("gcs_flush", None) => self.flush(DURABLE_WAIT).map(|txid| txid.to_string()),
+            ("gcs_durability", None) => Ok(self.durability.read().word().to_owned()),
+            ("gcs_durability", Some(value)) => match Durability::parse(value) {
+                Some(durability) => {
+                    *self.durability.write() = durability;
+                    Ok(durability.word().to_owned())
+                }
+                None => refuse(format!("gcs_durability={value:?} is not understood; accepted is background, commit or strict")),
+            },
+            ("gcs_status" | "gcs_flush", Some(_)) => refuse(format!("PRAGMA {name} takes no value")),
+            _ => refuse(format!("unknown PRAGMA {name}; accepted are {PRAGMAS}")),
+        })
+    }
+
+    /// One JSON object; every key is always there.
+    pub(crate) fn status(&self) -> String {
+        let outbox = self.outbox().list().unwrap_or_default();
+        let outbox_bytes: u64 = outbox.iter().map(|envelope| envelope.id.size).sum();
+        let behind = crate::capture::Capture::is_behind(&self.shared, self.committed().as_ref());
+        let committed = if behind { self.shared.frozen().next() } else { self.shared.frozen() };
+        let durable = self.shared.durable();
+        let waiting = self.shared.waiting_since();
+        let lag_ms = if committed > durable && waiting != BootTime::default() {
+            BootTime::now().since(waiting).as_millis() as u64
+        } else {
+            0
+        };
+        let [gets, puts, lists, deletes, bytes_in, bytes_out] = self.replica.store().traffic().snapshot();
+        json!({
+            "replica": self.replica.place(),
+            "durability": self.durability.read().word(),
+            "committed_txid": committed.to_string(),
+            "durable_txid": durable.to_string(),
+            "role": if self.shared.fenced() { "fenced" } else if self.has_right() { "writer" } else if BootTime::now() < self.shared.held_elsewhere() { "waiting" } else { "reader" },
+            "lease": {
+                "state": if self.has_right() { "held" } else if self.holder.lock().is_some() { "elsewhere" } else { "none" },
+                "holder": *self.holder.lock(),
+                "expires_in_ms": self.shared.right().since(BootTime::now()).as_millis() as u64,
+            },
+            "conflict": self.conflict.lock().as_ref().map(|path| path.display().to_string()),
+            "lag_ms": lag_ms,
+            "outbox_deltas": outbox.len(),
+            "outbox_bytes": outbox_bytes + self.shared.saved_bytes(),
+            "page_size": self.page_size.bytes(),
+            "pages_present": self.cache.present(),
+            "pages_total": self.cache.total().0,
+            "requests": { "get": gets, "put": puts, "list": lists, "delete": deletes },
+            "bytes": { "in": bytes_in, "out": bytes_out },
+            "open": { "cold": self.opened.cold, "ms": self.opened.ms, "requests": self.opened.requests },
+            "last_error": *self.last_error.lock(),
+        })
+        .to_string()
+    }
+}

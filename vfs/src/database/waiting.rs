@@ -1,0 +1,89 @@
+//! Waiting until the bucket has what is committed, and what is said when it cannot be reached.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::{CAPTURE_WAIT, Database};
+use crate::error::{Error, ErrorKind, Result};
+use crate::log;
+use crate::page::TxId;
+
+/// How often a waiter looks whether another process has settled its upload.
+const POLL: Duration = Duration::from_millis(1);
+
+static OPEN: Mutex<Vec<Weak<Database>>> = Mutex::new(Vec::new());
+
+/// Remembers a database for the exit of the process.
+pub(super) fn remember(database: &Arc<Database>) {
+    let mut open = OPEN.lock();
+    open.retain(|other| other.strong_count() > 0);
+    open.push(Arc::downgrade(database));
+}
+
+/// The databases that are open now.
+pub(super) fn all_open() -> Vec<Arc<Database>> {
+    OPEN.lock().iter().filter_map(Weak::upgrade).collect()
+}
+
+impl Database {
+    /// Waits until everything committed so far is in the bucket, `limit` at most, and returns the durable TXID.
+    pub(crate) fn flush(&self, limit: Duration) -> Result<TxId> {
+        self.wait_until_durable(limit)?;
+        Ok(self.shared.durable())
+    }
+
+    /// Waits until what this thread has committed is in the bucket.
+    pub(super) fn wait_until_durable(&self, limit: Duration) -> Result<()> {
+        let started = Instant::now();
+        self.urgent.fetch_add(1, Ordering::SeqCst);
+        let result = self.awaited_serial().and_then(|awaited| {
+            self.call_uploader(Instant::now());
+            let mut settled = self.settled.0.lock();
+            loop {
+                if self.shared.durable_serial() >= awaited {
+                    return Ok(());
+                }
+                self.check_poison()?;
+                if started.elapsed() >= limit {
+                    return Err(self.not_durable(limit));
+                }
+                self.settled.1.wait_for(&mut settled, POLL);
+            }
+        });
+        self.urgent.fetch_sub(1, Ordering::SeqCst);
+        result
+    }
+
+    /// The serial of the capture that will hold, or holds, what is committed now. (Not a TXID: a delta may be
+    /// frozen anew under another one.)
+    ///
+    /// Under the capture lock, so that a freeze which began before the commit is not taken for one that contains it.
+    fn awaited_serial(&self) -> Result<u64> {
+        let capture = self.capture.lock_within(CAPTURE_WAIT, "the capture lock")?;
+        capture.serial_of(&self.shared, self.committed().as_ref())
+    }
+
+    fn not_durable(&self, limit: Duration) -> Error {
+        let why = self.last_error.lock().clone().unwrap_or_else(|| "the upload is still under way".to_owned());
+        let ms = limit.as_millis();
+        Error::new(
+            ErrorKind::Unavailable,
+            format!("{}: not known to be durable after {ms} ms: {why}", self.replica.place()),
+        )
+    }
+
+    /// Says at a close how much the bucket does not have, and where it is.
+    pub(super) fn report_unsent(&self, error: &Error) {
+        let kept = self.outbox().list().unwrap_or_default();
+        let bytes: u64 = kept.iter().map(|envelope| envelope.id.size).sum();
+        log::error!(
+            "{}: closed with {} deltas ({bytes} bytes) not uploaded; they are kept in {} and sent at the next open: {error}",
+            self.layout.main().display(),
+            kept.len(),
+            self.layout.outbox().display(),
+        );
+    }
+}

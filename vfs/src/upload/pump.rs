@@ -1,0 +1,180 @@
+//! The process's uploader threads: a few of them for any number of databases, each database served when it is due.
+//!
+//! - **Ordering.** A database is served by one thread at a time; a call for it that comes meanwhile serves it again after.
+//! - **Retries.** A turn says when it wants the next one; the pump itself never retries.
+//! - **Stop.** A database that is dropped, or whose turn answers `None`, is forgotten. Threads end with the process: they hold
+//!   nothing that a later start would miss.
+//! - **Fork.** A forked child has no threads; the first call there starts a pump of its own.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::error::{Error, Result};
+
+/// Threads at the most; each may wait for one upload.
+const THREADS: usize = 8;
+
+/// What is served.
+pub(crate) trait Turn: Send + Sync {
+    /// Does what is due, and says when to come again (`None`: not before somebody calls).
+    fn turn(&self) -> Option<Instant>;
+}
+
+struct Job {
+    owner: Weak<dyn Turn>,
+    due: Option<Instant>,
+    running: bool,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: HashMap<usize, Job>,
+    threads: usize,
+    idle: usize,
+}
+
+struct Pump {
+    pid: u32,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+static CURRENT: Mutex<Option<&'static Pump>> = Mutex::new(None);
+
+fn current() -> &'static Pump {
+    let pid = std::process::id();
+    let mut current = CURRENT.lock();
+    match *current {
+        Some(pump) if pump.pid == pid => pump,
+        _ => {
+            let pump =
+                Box::leak(Box::new(Pump { pid, queue: Mutex::new(Queue::default()), changed: Condvar::new() }));
+            *current = Some(pump);
+            pump
+        }
+    }
+}
+
+fn key(owner: &Arc<dyn Turn>) -> usize {
+    Arc::as_ptr(owner).cast::<()>() as usize
+}
+
+/// Asks for a turn of `owner` at `due` or earlier.
+pub(crate) fn call(owner: &Arc<dyn Turn>, due: Instant) -> Result<()> {
+    let pump = current();
+    let mut queue = pump.queue.lock();
+    let job = queue.jobs.entry(key(owner)).or_insert_with(|| Job {
+        owner: Arc::downgrade(owner),
+        due: None,
+        running: false,
+    });
+    if job.due.is_some_and(|already| already <= due) {
+        return Ok(());
+    }
+    job.due = Some(due);
+    if queue.idle == 0 && queue.threads < THREADS {
+        queue.threads += 1;
+        std::thread::Builder::new().name("sqlite-gcs-upload".to_owned()).spawn(move || serve(pump)).map_err(|e| {
+            queue.threads -= 1;
+            Error::local("starting an uploader thread", &e)
+        })?;
+    }
+    pump.changed.notify_one();
+    Ok(())
+}
+
+/// Forgets `owner`; a turn that is running ends on its own.
+pub(crate) fn forget(owner: &Arc<dyn Turn>) {
+    current().queue.lock().jobs.remove(&key(owner));
+}
+
+fn serve(pump: &'static Pump) {
+    let mut queue = pump.queue.lock();
+    loop {
+        let next = queue
+            .jobs
+            .iter()
+            .filter(|(_, job)| !job.running)
+            .filter_map(|(key, job)| job.due.map(|due| (due, *key)))
+            .min();
+        let Some((due, key)) = next else {
+            queue.idle += 1;
+            pump.changed.wait(&mut queue);
+            queue.idle -= 1;
+            continue;
+        };
+        if due > Instant::now() {
+            queue.idle += 1;
+            pump.changed.wait_until(&mut queue, due);
+            queue.idle -= 1;
+            continue;
+        }
+        let Some(owner) = queue.jobs.get_mut(&key).and_then(|job| {
+            job.due = None;
+            job.running = true;
+            job.owner.upgrade()
+        }) else {
+            queue.jobs.remove(&key);
+            continue;
+        };
+        let again = parking_lot::MutexGuard::unlocked(&mut queue, || {
+            // A panic in one database's turn must not stop the others'; it has been printed by the panic hook.
+            let again = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| owner.turn())).ok().flatten();
+            drop(owner);
+            again
+        });
+        if let Some(job) = queue.jobs.get_mut(&key) {
+            job.running = false;
+            job.due = match (job.due, again) {
+                (Some(called), Some(again)) => Some(called.min(again)),
+                (called, again) => called.or(again),
+            };
+            pump.changed.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::Duration;
+
+    use super::*;
+
+    struct Counted {
+        turns: Sender<u32>,
+        left: Mutex<u32>,
+    }
+
+    impl Turn for Counted {
+        fn turn(&self) -> Option<Instant> {
+            let mut left = self.left.lock();
+            *left -= 1;
+            self.turns.send(*left).expect("a listener");
+            (*left > 0).then(Instant::now)
+        }
+    }
+
+    fn counted(turns: u32) -> (Arc<dyn Turn>, Receiver<u32>) {
+        let (send, receive) = channel();
+        (Arc::new(Counted { turns: send, left: Mutex::new(turns) }), receive)
+    }
+
+    #[test]
+    fn every_database_gets_its_turns_and_then_rests() {
+        let many: Vec<_> = (0..50).map(|_| counted(3)).collect();
+        for (owner, _) in &many {
+            call(owner, Instant::now()).expect("a thread");
+        }
+        for (owner, turns) in &many {
+            let seen: Vec<_> =
+                (0..3).map(|_| turns.recv_timeout(Duration::from_secs(10)).expect("a turn")).collect();
+            assert_eq!(seen, [2, 1, 0]);
+            forget(owner);
+            assert!(turns.try_recv().is_err());
+        }
+    }
+}
