@@ -31,8 +31,6 @@ mod log;
 
 pub use config::{Config, Durability};
 pub use error::{Error, ErrorKind, Result};
-#[cfg(feature = "static")]
-pub use sqlite::register;
 pub use page::{PageCount, PageSize, Pgno, TxId};
 #[cfg(feature = "static")]
 pub use sqlite::register;

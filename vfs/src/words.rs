@@ -198,8 +198,7 @@ impl Words {
 
     /// Makes the words survive a power loss: a sync of the file covers what was written through the mapping.
     pub(crate) fn sync(&self) -> Result<()> {
-        let synced = std::fs::File::open(&self.path).and_then(|file| file.sync_all());
-        synced.map_err(|e| Error::local(format!("syncing {}", self.path.display()), &e))
+        self.file.sync_all().map_err(|e| Error::local(format!("syncing {}", self.path.display()), &e))
     }
 
     /// An error of this file.

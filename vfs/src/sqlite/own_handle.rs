@@ -149,6 +149,20 @@ impl WalIndex for OwnHandle {
         // SAFETY: mapped until `detach`, which needs the lock held here.
         Some(unsafe { copy_head(start.as_ptr()) })
     }
+
+    fn lock_write(&self) -> bool {
+        let state = self.state.lock();
+        let Some(OpenFile { file, .. }) = state.file.as_ref().filter(|_| state.region.is_some()) else { return false };
+        file.shm_lock(ffi::SHM_WRITE, 1, ffi::SHM_LOCK | ffi::SHM_EXCLUSIVE) == ffi::OK
+    }
+
+    fn unlock_write(&self) {
+        let state = self.state.lock();
+        // Detaching meanwhile has let go of the lock already.
+        if let Some(OpenFile { file, .. }) = state.file.as_ref().filter(|_| state.region.is_some()) {
+            file.shm_lock(ffi::SHM_WRITE, 1, ffi::SHM_UNLOCK | ffi::SHM_EXCLUSIVE);
+        }
+    }
 }
 
 impl Drop for OpenFile {
