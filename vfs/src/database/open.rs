@@ -38,16 +38,16 @@ use crate::local::{Layout, conflict, remove};
 use crate::log;
 use crate::outbox::{Envelope, Outbox};
 use crate::page::{PageCount, PageSize, Pgno, TxId};
+use crate::protocol::restart::{self, Verdict};
+use crate::protocol::{self, Nonce, ObjectId};
 use crate::replica::chain::{self, Chain};
-use crate::replica::index_fetch::ObjectIndex;
-use crate::replica::page_map::PageMap;
 use crate::replica::fetch::PageSource;
+use crate::replica::index_fetch::ObjectIndex;
 use crate::replica::names::{Listed, ObjectName, Replica};
+use crate::replica::page_map::PageMap;
 use crate::runtime;
 use crate::store;
 use crate::store::url::BucketUrl;
-use crate::protocol::restart::{self, Verdict};
-use crate::protocol::{self, Nonce, ObjectId};
 use crate::upload::driver;
 use crate::words::NotUsable;
 
@@ -126,8 +126,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
     }
     let Ready { cache, state, cold } = result?;
     let [gets, puts, lists, deletes, ..] = opening.replica.store().traffic().snapshot();
-    let opened =
-        Cost { cold, ms: started.elapsed().as_millis() as u64, requests: gets + puts + lists + deletes };
+    let opened = Cost { cold, ms: started.elapsed().as_millis() as u64, requests: gets + puts + lists + deletes };
     log::info!(
         "{}: open at {} of {} in {} ms with {} requests",
         opening.layout.main().display(),
@@ -397,7 +396,8 @@ impl Opening<'_> {
     fn log(&self, listed: &[Listed], state: &State) -> Result<protocol::Chain> {
         let known = driver::known(&self.replica, listed, &self.outbox, state.durable_txid())?;
         protocol::Chain::of(&known).map_err(|gap| {
-            let message = format!("{}: {} is missing, although {} is there", self.replica.place(), gap.missing, gap.head);
+            let message =
+                format!("{}: {} is missing, although {} is there", self.replica.place(), gap.missing, gap.head);
             Error::new(ErrorKind::Corrupt, message)
         })
     }
@@ -532,9 +532,9 @@ impl Opening<'_> {
 
     /// The plan to the head. A gap is believed only when a second listing shows it too: objects may just be replaced.
     fn chain(&self, listed: Vec<Listed>) -> Result<Option<Chain>> {
-        chain::plan(&listed, None).or_else(|_| chain::plan(&self.list()?, None)).map_err(|e| {
-            e.context(self.replica.place())
-        })
+        chain::plan(&listed, None)
+            .or_else(|_| chain::plan(&self.list()?, None))
+            .map_err(|e| e.context(self.replica.place()))
     }
 
     fn indexes(&self, chain: &Chain) -> Result<Vec<ObjectIndex>> {

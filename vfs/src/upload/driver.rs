@@ -150,11 +150,7 @@ impl<'a> Remote<'a> {
         };
         match runtime::wait(&format!("reading {name}"), STORE_WAIT, get)? {
             Ok(object) => {
-                let id = ObjectId {
-                    txid,
-                    size: object.bytes.len() as u64,
-                    crc32c: crc32c::crc32c(&object.bytes),
-                };
+                let id = ObjectId { txid, size: object.bytes.len() as u64, crc32c: crc32c::crc32c(&object.bytes) };
                 Ok(Answer::Delta(Some(id)))
             }
             Err(StoreError::NotFound(_)) => Ok(Answer::Delta(None)),
@@ -283,9 +279,8 @@ impl Database {
     pub(crate) fn change_state<T>(&self, change: impl FnOnce(&mut State) -> T) -> Result<T> {
         let _held = self.state_lock.lock_within(STORE_WAIT, "the state lock")?;
         let path = self.layout.state();
-        let mut state = State::load(&path)?.ok_or_else(|| {
-            Error::new(ErrorKind::Local, format!("{}: gone while in use", path.display()))
-        })?;
+        let mut state = State::load(&path)?
+            .ok_or_else(|| Error::new(ErrorKind::Local, format!("{}: gone while in use", path.display())))?;
         let outbox = self.outbox.list()?;
         state.protocol.outbox = unsettled(&state.protocol, outbox.iter().map(|envelope| envelope.id));
         let before = state.clone();
