@@ -96,12 +96,12 @@ pub fn load() {
         };
         let vfs_find: unsafe extern "C" fn(*const c_char) -> *mut Vfs = std::mem::transmute(find("vfs_find"));
         let _ = SQLITE.set(Sqlite {
-            open: std::mem::transmute::<*const c_void, _>(find("open_v2")),
-            close: std::mem::transmute::<*const c_void, _>(find("close")),
-            exec: std::mem::transmute::<*const c_void, _>(find("exec")),
-            errmsg: std::mem::transmute::<*const c_void, _>(find("errmsg")),
-            version: std::mem::transmute::<*const c_void, _>(find("libversion_number")),
-            vfs_register: std::mem::transmute::<*const c_void, _>(find("vfs_register")),
+            open: std::mem::transmute_copy(&find("open_v2")),
+            close: std::mem::transmute_copy(&find("close")),
+            exec: std::mem::transmute_copy(&find("exec")),
+            errmsg: std::mem::transmute_copy(&find("errmsg")),
+            version: std::mem::transmute_copy(&find("libversion_number")),
+            vfs_register: std::mem::transmute_copy(&find("vfs_register")),
         });
         let unix = vfs_find(ptr::null());
         for (name, tested, default) in [(c"stops-tested", 1usize, 0), (c"stops", 0, 1)] {
