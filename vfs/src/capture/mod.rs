@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
-use self::frames::Frames;
+use self::frames::{Frames, HeldHeader};
 use self::index::Committed;
 use self::position::Position;
 use self::saved::Saved;
@@ -72,7 +72,7 @@ impl Capture {
     pub(crate) fn is_behind(shared: &Shared, committed: Option<&Committed>) -> bool {
         let Some(position) = shared.position() else { return true };
         let wal_ahead =
-            committed.is_some_and(|c| c.frames > 0 && (c.salts != position.salts || c.frames != position.frames));
+            committed.is_some_and(|c| c.frames > 0 && (c.salts != position.salts || c.frames > position.frames));
         wal_ahead || shared.saved_bytes() > 0
     }
 
@@ -80,6 +80,21 @@ impl Capture {
     pub(crate) fn serial_of(&self, shared: &Shared, committed: Option<&Committed>) -> Result<u64> {
         let position = self.position(shared)?;
         Ok(position.serial + u64::from(is_ahead(&position, committed)))
+    }
+
+    /// Whether the frames up to a commit that is not published yet continue the checksum: while SQLite still has headers to
+    /// rewrite, they do not.
+    pub(crate) fn verifies(&self, shared: &Shared, commit: &Committed, held: HeldHeader) -> Result<bool> {
+        let position = self.position(shared)?;
+        let Some(file) = self.wal_file()? else { return Ok(false) };
+        let name = self.name();
+        let Some(span) = span(&file, &position, Some(commit), &name)? else { return Ok(false) };
+        let frames = Frames { held: Some(held), ..span.frames(&file, &name) };
+        match frames.walk(|_, _| (), |_| Ok(())) {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == ErrorKind::Corrupt => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Copies everything committed out of the WAL, so that it may be reset, and marks its generation as closed.
@@ -107,6 +122,7 @@ impl Capture {
         &mut self,
         shared: &Shared,
         committed: Option<&Committed>,
+        held: Option<HeldHeader>,
         how: &Freeze<'_>,
     ) -> Result<Option<Envelope>> {
         let position = self.position(shared)?;
@@ -125,14 +141,14 @@ impl Capture {
         let mut pages = None;
         let mut page_size = None;
         for record in &records {
-            self.saved.frames(record).walk(|pgno, at| drop(newest.insert(pgno, (true, at))), |_| Ok(()))?;
+            self.saved.frames(record).walk(|pgno, at| _ = newest.insert(pgno, (true, at)), |_| Ok(()))?;
             pages = Some(record.pages());
             page_size = Some(record.page_size());
         }
         let mut reached = position;
         if let (Some(file), Some(span)) = (&wal, &span) {
-            let frames = span.frames(file, &name);
-            let walked = frames.walk(|pgno, at| drop(newest.insert(pgno, (false, at))), |_| Ok(()))?;
+            let frames = Frames { held, ..span.frames(file, &name) };
+            let walked = frames.walk(|pgno, at| _ = newest.insert(pgno, (false, at)), |_| Ok(()))?;
             reached = span.reached(walked.checksum, position.serial + 1);
             pages = Some(span.pages);
             page_size = Some(span.wal.page_size);
@@ -208,13 +224,6 @@ impl Capture {
         Ok(position)
     }
 
-    /// Sets the position anew, with nothing saved: after the WAL was put away.
-    pub(crate) fn restart(&mut self, shared: &Shared, position: &Position) -> Result<()> {
-        self.forget_saved(shared)?;
-        shared.set_position(position);
-        Ok(())
-    }
-
     /// What is committed in a WAL that no process has open: its frames up to the last commit, as recovery will find them.
     pub(crate) fn committed_in_file(&self) -> Result<Option<Committed>> {
         let Some(file) = self.wal_file()? else { return Ok(None) };
@@ -280,7 +289,7 @@ impl Capture {
 
 /// Whether the WAL holds committed frames behind a position.
 fn is_ahead(position: &Position, committed: Option<&Committed>) -> bool {
-    committed.is_some_and(|c| c.frames > 0 && (c.salts != position.salts || c.frames != position.frames))
+    committed.is_some_and(|c| c.frames > 0 && (c.salts != position.salts || c.frames > position.frames))
 }
 
 /// The committed frames behind a position.
@@ -295,7 +304,7 @@ struct Span {
 impl Span {
     fn frames<'a>(&self, file: &'a File, name: &'a str) -> Frames<'a> {
         let offset = WalHeader::frame_offset(self.wal.page_size, self.first);
-        Frames { file, name, wal: self.wal, offset, count: self.count, seed: self.seed }
+        Frames { file, name, wal: self.wal, offset, count: self.count, seed: self.seed, held: None }
     }
 
     fn reached(&self, checksum: Checksum, serial: u64) -> Position {
@@ -314,13 +323,11 @@ impl Span {
 fn span(file: &File, position: &Position, committed: Option<&Committed>, name: &str) -> Result<Option<Span>> {
     let Some(committed) = committed.filter(|c| c.frames > 0) else { return Ok(None) };
     let same = committed.salts == position.salts;
-    if same && committed.frames == position.frames {
+    // A strict commit is captured before it is published, so the position may be ahead for a moment.
+    if same && committed.frames <= position.frames {
         return Ok(None);
     }
     let corrupt = |why: &str| Err(Error::new(ErrorKind::Corrupt, format!("{name}: {why}")));
-    if same && committed.frames < position.frames {
-        return corrupt("it holds fewer frames than were captured from it; frames were lost on this disk");
-    }
     if !same && position.frames > 0 && !position.closed {
         return corrupt("it was reset without this VFS: commits may be missing in the bucket");
     }
@@ -349,10 +356,4 @@ fn refusal(txid: TxId, error: EncodeError) -> Error {
         .and_then(|source| source.downcast_ref::<std::io::Error>())
         .is_some_and(|e| e.kind() == std::io::ErrorKind::StorageFull);
     Error::new(if full { ErrorKind::Full } else { ErrorKind::Local }, message)
-}
-
-/// The page size that a WAL file on disk has; `None` if there is no whole header.
-pub(crate) fn page_size_in_file(path: &std::path::Path) -> Option<PageSize> {
-    let file = File::open(path).ok()?;
-    wal_header(&file, "").ok().flatten().map(|header| header.page_size)
 }

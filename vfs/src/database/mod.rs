@@ -8,6 +8,7 @@ mod adopt;
 mod exclusive;
 mod open;
 mod status;
+mod strict;
 mod waiting;
 
 use std::ops::Range;
@@ -111,6 +112,8 @@ pub(crate) struct Database {
     exclusive: Mutex<ExclusiveWal>,
     opened: open::Cost,
     pub(crate) last_error: Mutex<Option<String>>,
+    /// A commit whose last header is not in the WAL yet.
+    held: Mutex<Option<strict::HeldCommit>>,
     /// Who held the lease when it was last refused.
     pub(crate) holder: Mutex<Option<String>>,
     /// Where commits that lost the log were put.
@@ -208,7 +211,7 @@ impl Database {
 
     /// Before a write into the WAL file. A header (offset 0) ends the generation that the file holds; a frame header is
     /// remembered for connections that have no shared wal-index. `exclusive`: this connection makes no xShmLock calls.
-    pub(crate) fn before_wal_write(&self, offset: u64, bytes: &[u8], exclusive: bool) -> Result<()> {
+    fn before_wal_write(&self, offset: u64, bytes: &[u8], exclusive: bool) -> Result<()> {
         if exclusive {
             self.ensure_right()?;
         } else if exclusive::commit_in(offset, bytes, self.page_size).is_some() && !self.has_right() {
@@ -249,7 +252,9 @@ impl Database {
                 self.call_uploader(Instant::now() + self.until_due(now).max(GATHER));
                 Ok(())
             }
-            Durability::Commit | Durability::Strict => self.wait_until_durable(DURABLE_WAIT).inspect_err(|e| {
+            // The bucket had it before SQLite published it.
+            Durability::Strict => Ok(()),
+            Durability::Commit => self.wait_until_durable(DURABLE_WAIT).inspect_err(|e| {
                 self.note_error(e);
                 self.poison(e);
             }),

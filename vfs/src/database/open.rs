@@ -150,6 +150,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         exclusive: Mutex::default(),
         opened,
         last_error: Mutex::new(None),
+        held: Mutex::new(None),
         holder: Mutex::new(None),
         conflict: Mutex::new(None),
         poison: Mutex::new(None),
@@ -338,6 +339,10 @@ impl Opening<'_> {
         let mut capture = Capture::open(&self.layout, &self.outbox)?;
         let position = capture.recover(&self.shared)?;
         let committed = capture.committed_in_file()?;
+        // A delta that was frozen before its commit was written, or frames that are gone: the cache is behind the log.
+        let is_behind = !position.closed
+            && committed.is_none_or(|c| c.salts != position.salts || c.frames < position.frames);
+        let is_whole = is_whole && !is_behind;
         self.freeze_wal(&mut capture, &state, position, committed, is_whole)?;
         let frozen = self.outbox.list()?;
         state.protocol.outbox = driver::unsettled(&state.protocol, frozen.iter().map(|envelope| envelope.id));
@@ -430,7 +435,7 @@ impl Opening<'_> {
             timestamp_ms: crate::upload::now_ms(),
             base: &|_, _| Ok(false),
         };
-        capture.freeze(&self.shared, continues.as_ref(), &how)?;
+        capture.freeze(&self.shared, continues.as_ref(), None, &how)?;
         Ok(())
     }
 
