@@ -340,8 +340,8 @@ impl Opening<'_> {
         let position = capture.recover(&self.shared)?;
         let committed = capture.committed_in_file()?;
         // A delta that was frozen before its commit was written, or frames that are gone: the cache is behind the log.
-        let is_behind = !position.closed
-            && committed.is_none_or(|c| c.salts != position.salts || c.frames < position.frames);
+        let is_behind =
+            !position.closed && committed.is_none_or(|c| c.salts != position.salts || c.frames < position.frames);
         let is_whole = is_whole && !is_behind;
         self.freeze_wal(&mut capture, &state, position, committed, is_whole)?;
         let frozen = self.outbox.list()?;
