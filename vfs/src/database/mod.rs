@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use self::exclusive::ExclusiveWal;
+use crate::apply::index::IndexWriter;
 use crate::cache::file::CacheFile;
 use crate::capture::index::{self, Committed};
 use crate::capture::Capture;
@@ -50,6 +51,10 @@ pub(crate) trait WalIndex: Send + Sync {
     /// The first 136 bytes of the wal-index: both header copies and the checkpoint information, as they
     /// stood at some moment (copies may disagree: the caller checks).
     fn bytes(&self) -> Option<[u8; 136]>;
+
+    /// Takes the WAL's WRITE lock for a delta from the bucket; `None` if somebody else has it, or while there is no
+    /// wal-index to be had. Nothing else of the wal-index is to be had through this handle until it is dropped.
+    fn lock_write(&self) -> Result<Option<Box<dyn IndexWriter + '_>>>;
 }
 
 /// A commit boundary in the WAL: what a committer waits for.

@@ -315,6 +315,14 @@ impl Opening<'_> {
             // An adoption that a crash interrupted, before anything was sent.
             return self.adopt(chain.as_ref());
         }
+        let mut capture = Capture::open(&self.layout, &self.outbox)?;
+        let committed = capture.committed_in_file()?;
+        if let Some(applied) = capture.applied(committed.as_ref())?
+            && applied.txid() > state.durable_txid()
+        {
+            state.durable = applied.id;
+            state.position.pages = applied.position.pages;
+        }
         if head < state.durable_txid() {
             let message = format!(
                 "{}: the bucket ends at {head}, older than this disk, which saw {}; nothing is changed",
@@ -324,12 +332,10 @@ impl Opening<'_> {
             return Err(Error::new(ErrorKind::Corrupt, message));
         }
         let is_whole = main == MainFile::Cache && (state.clean || state.boot == boot_id());
-        let mut capture = Capture::open(&self.layout, &self.outbox)?;
-        let position = capture.recover(&self.shared)?;
+        let position = capture.recover(&self.shared, committed.as_ref())?;
         self.settle_outbox(&mut state, listed)?;
         state.save(&self.layout.state())?;
 
-        let committed = capture.committed_in_file()?;
         let foreign = head > state.durable_txid() || is_another(&state, listed);
         let unsent = !self.outbox.list()?.is_empty() || Capture::is_behind(&self.shared, committed.as_ref());
         if foreign && unsent {
@@ -441,7 +447,8 @@ impl Opening<'_> {
 
     /// Writes the state and fills the shared memory: from here on the other processes may join.
     pub(super) fn start(&self, cache: CacheFile, mut state: State, newest: Option<Envelope>, cold: bool) -> Result<Ready> {
-        if !self.layout.wal().exists() && newest.is_none() {
+        let without_wal = !self.layout.wal().exists() && newest.is_none();
+        if without_wal {
             // Whatever WAL is found later is newer than everything captured.
             state.position = Position { salts: [0; 8], frames: 0, cksum: [0; 2], closed: true, ..state.position };
         }
@@ -450,7 +457,10 @@ impl Opening<'_> {
         state.clean = false;
         state.save(&self.layout.state())?;
         let capture = Capture::open(&self.layout, &self.outbox)?;
-        capture.recover(&self.shared)?;
+        if without_wal {
+            capture.forget_applied()?;
+        }
+        capture.recover(&self.shared, capture.committed_in_file()?.as_ref())?;
         self.shared.set_durable(state.durable_txid());
         self.shared.set_frozen(newest.map_or(state.durable_txid(), |newest| newest.id.txid));
         self.shared.set_frozen_pages(newest.map_or(state.position.pages, |newest| newest.position.pages));

@@ -108,6 +108,8 @@ impl Database {
     fn freeze_committed(&self) -> Result<Option<Envelope>> {
         let mut capture = self.capture.lock_within(DURABLE_WAIT, "the capture lock")?;
         let waiting = self.shared.waiting_since();
+        let committed = self.committed();
+        capture.catch_up(&self.shared, committed.as_ref())?;
         let how = Freeze {
             txid: self.shared.frozen().next(),
             former_pages: self.shared.frozen_pages(),
@@ -116,7 +118,6 @@ impl Database {
             base: &|pgno: Pgno, page: &mut [u8]| self.cache.read_present(pgno, page),
         };
         self.shared.set_waiting_since(BootTime::default());
-        let committed = self.committed();
         match capture.freeze(&self.shared, committed.as_ref(), &how) {
             Ok(frozen) => {
                 self.shared.set_last_timestamp_ms(how.timestamp_ms);
