@@ -5,7 +5,7 @@ use std::fmt::Write;
 use crate::report::Report;
 
 const WIDTH: usize = 760;
-const LABELS: usize = 230;
+const LABELS: usize = 260;
 const BAR: usize = 26;
 const TOP: usize = 44;
 
@@ -58,7 +58,7 @@ mod tests {
         let row = |per_second| Sample { per_second, p50_us: 1.0, p99_us: 1.0, puts: 0.0 };
         let rows = vec![("plain".to_owned(), row(200.0)), ("a < b".to_owned(), row(100.0))];
         let svg = draw(&Report { name: "n", title: "t", model: String::new(), rows });
-        assert!(svg.contains("width=\"380.0\"") && svg.contains("width=\"190.0\""), "{svg}");
+        assert!(svg.contains("width=\"350.0\"") && svg.contains("width=\"175.0\""), "{svg}");
         assert!(svg.contains("a &lt; b") && svg.contains("100 (0.50)"), "{svg}");
     }
 }

@@ -13,7 +13,7 @@
 //! 4. The frames are entered into the hash tables. What is beyond mxFrame there is nobody's; the next writer clears it.
 //! 5. The header is published: copy 2, barrier, copy 1. A crash between the two makes the next connection recover from
 //!    the file, so it is the new state from the first word of copy 2 on.
-//! 6. The shared memory says how far the WAL is captured.
+//! 6. The state file, and then the shared memory, say how far the WAL is captured and which TXID that is.
 //!
 //! So it is the old or the new state at every point, and the two are told apart by what SQLite holds to be committed: capture takes
 //! the frames for the delta exactly when they are (`capture/applied.rs`). Nothing has to be undone, and nothing is sent twice.
@@ -51,8 +51,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::local::Layout;
 use crate::local::locks::HostMutex;
 use crate::local::shared::Shared;
-use crate::local::state::ObjectId;
-use crate::page::{PageCount, PageSize, Pgno};
+use crate::page::{PageCount, PageSize};
+use crate::protocol::ObjectId;
 
 /// How long an apply waits for the capture lock while it holds the WRITE lock.
 const CAPTURE_WAIT: Duration = Duration::from_millis(100);
@@ -117,9 +117,9 @@ impl Applier<'_> {
     ///
     /// # Errors
     /// Corrupt: the delta is malformed, has another page size, or does not follow what the database has; or the WAL is
-    /// not what its index says. Local or Full: the disk. The database is unchanged then, and another try is harmless.
+    /// not what its index says. Local or Full: the disk. Another try is harmless: the delta is applied then, or Known.
     pub(crate) fn apply<R: Read>(&self, delta: Decoder<R>, id: ObjectId) -> Result<Outcome> {
-        let Some(index) = self.index.lock_write()? else { return Ok(Outcome::Busy) };
+        let Some(index) = self.index.writer()? else { return Ok(Outcome::Busy) };
         let Some(header) = IndexHeader::read(index.region(0)?) else { return Ok(Outcome::Busy) };
         let mut capture = match self.capture.lock_within(CAPTURE_WAIT, "the capture lock") {
             Err(e) if e.kind() == ErrorKind::Busy => return Ok(Outcome::Busy),
@@ -228,7 +228,7 @@ impl Apply<'_> {
         crash_point(5);
         index::publish_commit(self.index, &self.header.committed(&wal, last, checksum, pages))?;
         crash_point(6);
-        Capture::note_applied(self.applier.shared, &position, &applied);
+        capture.note_applied(self.applier.shared, &position, &applied)?;
         crash_point(7);
         Ok(self.progress(last - before, pages, WalEnd { salts: wal.salts, frames: last }, restarted))
     }
@@ -244,7 +244,7 @@ impl Apply<'_> {
         let position = Position { pages, ..self.position };
         let applied = Applied { id: Some(self.id), position, timestamp_ms, settled: true };
         capture.announce(&applied, self.committed.as_ref())?;
-        Capture::note_applied(self.applier.shared, &position, &applied);
+        capture.note_applied(self.applier.shared, &position, &applied)?;
         let end = WalEnd { salts: self.header.salts(), frames: self.header.frames() };
         Ok(self.progress(0, pages, end, false))
     }

@@ -78,6 +78,17 @@ impl Flights {
     }
 }
 
+#[cfg(test)]
+impl Flights {
+    /// How many threads wait for the flight that fetches a page.
+    pub(crate) fn waiters(&self, pgno: Pgno) -> usize {
+        let by_page = self.by_page.lock();
+        let Some(flight) = by_page.get(&pgno) else { return 0 };
+        let entries = by_page.values().filter(|other| Arc::ptr_eq(other, flight)).count();
+        Arc::strong_count(flight) - entries - 1
+    }
+}
+
 impl Departed<'_> {
     /// Ends the flight; those who wait get a copy of the outcome.
     pub(crate) fn land(mut self, outcome: Result<()>) -> Result<()> {
@@ -95,5 +106,33 @@ impl Drop for Departed<'_> {
         drop(by_page);
         *self.flight.outcome.lock() = Some(self.outcome.clone());
         self.flight.ended.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_that_came_before_its_turn_is_not_fetched() {
+        let flights = Flights::default();
+        let plan = |_: &dyn Fn(Pgno) -> bool| -> Result<(Vec<Pgno>, ())> { panic!("nothing is to be planned") };
+        assert!(matches!(flights.turn(Pgno(3), |_| true, plan), Ok(Turn::Present)));
+    }
+
+    #[test]
+    fn pages_of_a_flight_are_not_free_until_it_has_landed_also_when_it_was_given_up() {
+        let flights = Flights::default();
+        let both = |_: &dyn Fn(Pgno) -> bool| Ok((vec![Pgno(3), Pgno(4)], ()));
+        let Ok(Turn::Fetch(departed, ())) = flights.turn(Pgno(3), |_| false, both) else { panic!("a first turn") };
+        let Ok(Turn::Wait(flight)) = flights.turn(Pgno(4), |_| false, both) else { panic!("a second turn") };
+        let alone = |free: &dyn Fn(Pgno) -> bool| Ok((vec![Pgno(2)], (free(Pgno(3)), free(Pgno(5)))));
+        let Ok(Turn::Fetch(_other, free)) = flights.turn(Pgno(2), |_| false, alone) else { panic!("a third turn") };
+        assert_eq!(free, (false, true));
+        assert!(flight.wait(Duration::from_millis(1)).is_err());
+        drop(departed);
+        let error = flight.wait(Duration::from_secs(5)).expect_err("no outcome was given");
+        assert!(error.to_string().contains("given up"), "{error}");
+        assert!(matches!(flights.turn(Pgno(3), |_| false, both), Ok(Turn::Fetch(..))));
     }
 }

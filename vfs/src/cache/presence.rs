@@ -53,11 +53,6 @@ impl Stamp {
     pub(crate) fn clears(self) -> u32 {
         (self.0 >> 32) as u32
     }
-
-    /// How often a checkpoint wrote into it.
-    pub(crate) fn writes(self) -> u32 {
-        self.0 as u32
-    }
 }
 
 /// The bits and stamps of one cache file.
@@ -65,7 +60,6 @@ impl Stamp {
 pub(crate) struct Presence {
     words: Words,
     locks: UnitLocks,
-    page_size: PageSize,
     pages_per_unit: u32,
     record: u64,
 }
@@ -115,11 +109,7 @@ impl Presence {
 
     fn of(words: Words, locks: UnitLocks, page_size: PageSize) -> Presence {
         let pages_per_unit = (UNIT_BYTES / u64::from(page_size.bytes())) as u32;
-        Presence { words, locks, page_size, pages_per_unit, record: 1 + u64::from(pages_per_unit.div_ceil(64)) }
-    }
-
-    pub(crate) fn page_size(&self) -> PageSize {
-        self.page_size
+        Presence { words, locks, pages_per_unit, record: 1 + u64::from(pages_per_unit.div_ceil(64)) }
     }
 
     /// The size of the file in pages: never more than it really has.
@@ -154,7 +144,8 @@ impl Presence {
     pub(crate) fn recount(&self) {
         let units = 0..self.units(self.pages());
         let bits = units.flat_map(|unit| (1..self.record).map(move |word| (unit, word)));
-        let ones = bits.filter_map(|(unit, word)| self.word(unit, word)).map(|w| w.load(Ordering::Relaxed).count_ones());
+        let ones =
+            bits.filter_map(|(unit, word)| self.word(unit, word)).map(|w| w.load(Ordering::Relaxed).count_ones());
         self.words.header(PRESENT).store(ones.map(u64::from).sum(), Ordering::Release);
     }
 
@@ -181,12 +172,11 @@ impl Presence {
         self.bit(pgno).is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
     }
 
-    /// The stamp of a unit. What is read before stays before it.
+    /// The stamp of a unit. What this thread read before stays before it, what it reads later stays behind it: a reader that
+    /// saw the bytes of a hole sees the clear that came before the hole.
     pub(crate) fn stamp(&self, unit: u64) -> Stamp {
-        fence(Ordering::SeqCst);
-        let stamp = self.word(unit, 0).map_or(0, |word| word.load(Ordering::SeqCst));
-        fence(Ordering::SeqCst);
-        Stamp(stamp)
+        fence(Ordering::Acquire);
+        Stamp(self.word(unit, 0).map_or(0, |word| word.load(Ordering::Acquire)))
     }
 
     /// Waits for a unit's lock.
@@ -262,6 +252,7 @@ impl Unit<'_> {
     }
 
     /// None of its pages counts as present any more. Returns how many did.
+    #[allow(dead_code, reason = "used by eviction only")]
     pub(crate) fn clear_all(&self) -> u32 {
         let had = (1..self.presence.record).map(|index| self.presence.clear_bits(self.unit, index, u64::MAX)).sum();
         self.presence.count(self.unit, CLEAR);

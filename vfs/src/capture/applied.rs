@@ -31,9 +31,10 @@ use super::index::Committed;
 use super::position::Position;
 use super::wal::{Checksum, FRAME_HEADER, FrameHeader, WalHeader};
 use crate::error::{Error, Result};
-use crate::local::state::ObjectId;
+use crate::local::state::State;
 use crate::local::sync_dir;
 use crate::page::{PageCount, TxId};
+use crate::protocol::ObjectId;
 
 const MAGIC: &[u8; 8] = b"GCSAPPLY";
 const RECORD: usize = 84;
@@ -59,6 +60,18 @@ impl Applied {
     pub(crate) fn is_beyond(&self, position: &Position) -> bool {
         let reached = position.salts == self.position.salts && position.frames >= self.position.frames;
         !self.settled && !reached
+    }
+
+    /// Puts it into the state; `false` if that has it, or a later one, already.
+    pub(crate) fn note_in(&self, state: &mut State) -> bool {
+        if self.txid() <= state.durable_txid() {
+            return false;
+        }
+        state.protocol.durable = self.id;
+        state.durable_generation = None;
+        // The end of a generation stands in the records, not here.
+        state.position = Position { closed: state.position.closed && self.position == state.position, ..self.position };
+        true
     }
 
     /// The newest TXID applied.

@@ -27,6 +27,7 @@ pub(crate) mod wal;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
+use std::time::Duration;
 
 use self::applied::{Applied, AppliedFile};
 use self::frames::Frames;
@@ -37,6 +38,7 @@ use self::wal::{Checksum, FRAME_HEADER, HEADER, WalHeader};
 use crate::delta::{EncodeError, Encoder, Header};
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::Layout;
+use crate::local::locks::{HostMutex, LockByte};
 use crate::local::shared::Shared;
 use crate::local::state::State;
 use crate::outbox::{Envelope, Outbox};
@@ -48,7 +50,11 @@ pub(crate) struct Capture {
     outbox: Outbox,
     saved: Saved,
     applied: AppliedFile,
+    state_lock: HostMutex<()>,
 }
+
+/// How long a capture waits for another process to have changed the state file.
+const STATE_WAIT: Duration = Duration::from_secs(10);
 
 /// Reads a page that no captured frame holds, as the database file has it; `false` if the file does not have it.
 pub(crate) type BasePage<'a> = &'a dyn Fn(Pgno, &mut [u8]) -> Result<bool>;
@@ -75,6 +81,7 @@ impl Capture {
             outbox: outbox.clone(),
             saved: Saved::open(outbox.dir())?,
             applied: AppliedFile::open(outbox.dir())?,
+            state_lock: HostMutex::new(&layout.lock(), LockByte::State, ())?,
         })
     }
 
@@ -84,6 +91,12 @@ impl Capture {
         let wal_ahead =
             committed.is_some_and(|c| c.frames > 0 && (c.salts != position.salts || c.frames != position.frames));
         wal_ahead || shared.saved_bytes() > 0
+    }
+
+    /// The serial that a capture of everything committed has, or will have.
+    pub(crate) fn serial_of(&self, shared: &Shared, committed: Option<&Committed>) -> Result<u64> {
+        let position = self.catch_up(shared, committed)?;
+        Ok(position.serial + u64::from(is_ahead(&position, committed)))
     }
 
     /// Copies everything committed out of the WAL, so that it may be reset, and marks its generation as closed.
@@ -275,7 +288,7 @@ impl Capture {
                 position = applied.position;
             }
             if applied.txid() > shared.frozen() {
-                Capture::note_applied(shared, &position, &applied);
+                self.note_applied(shared, &position, &applied)?;
             } else {
                 shared.set_position(&position);
             }
@@ -293,13 +306,23 @@ impl Capture {
         self.applied.write(applied, committed, self.wal_file()?.as_ref())
     }
 
-    /// Tells the processes of this host that a delta was applied.
-    pub(crate) fn note_applied(shared: &Shared, position: &Position, applied: &Applied) {
+    /// Notes that a delta was applied: in the state file, and then for the processes of this host.
+    pub(crate) fn note_applied(&self, shared: &Shared, position: &Position, applied: &Applied) -> Result<()> {
+        let path = self.layout.state();
+        let held = self.state_lock.lock_within(STATE_WAIT, "the state lock")?;
+        if let Some(mut state) = State::load(&path)?
+            && applied.note_in(&mut state)
+        {
+            state.save(&path)?;
+        }
         shared.set_position(position);
         shared.set_frozen_pages(applied.position.pages);
         shared.set_last_timestamp_ms(shared.last_timestamp_ms().max(applied.timestamp_ms));
         shared.set_frozen(applied.txid());
         shared.set_durable(applied.txid());
+        shared.set_durable_serial(applied.position.serial);
+        drop(held);
+        Ok(())
     }
 
     /// Forgets what was applied: the WAL is gone and the state file says how far the cache goes.
@@ -367,6 +390,11 @@ impl Capture {
     fn name(&self) -> String {
         self.layout.wal().display().to_string()
     }
+}
+
+/// Whether the WAL holds committed frames behind a position.
+fn is_ahead(position: &Position, committed: Option<&Committed>) -> bool {
+    committed.is_some_and(|c| c.frames > 0 && (c.salts != position.salts || c.frames != position.frames))
 }
 
 /// The committed frames behind a position.

@@ -27,7 +27,9 @@ impl Database {
                     *self.durability.write() = durability;
                     Ok(durability.word().to_owned())
                 }
-                None => refuse(format!("gcs_durability={value:?} is not understood; accepted is background, commit or strict")),
+                None => refuse(format!(
+                    "gcs_durability={value:?} is not understood; accepted is background, commit or strict"
+                )),
             },
             ("gcs_status" | "gcs_flush", Some(_)) => refuse(format!("PRAGMA {name} takes no value")),
             _ => refuse(format!("unknown PRAGMA {name}; accepted are {PRAGMAS}")),
@@ -53,6 +55,13 @@ impl Database {
             "durability": self.durability.read().word(),
             "committed_txid": committed.to_string(),
             "durable_txid": durable.to_string(),
+            "role": if self.shared.fenced() { "fenced" } else if self.has_right() { "writer" } else if BootTime::now() < self.shared.held_elsewhere() { "waiting" } else { "reader" },
+            "lease": {
+                "state": if self.has_right() { "held" } else if self.holder.lock().is_some() { "elsewhere" } else { "none" },
+                "holder": *self.holder.lock(),
+                "expires_in_ms": self.shared.right().since(BootTime::now()).as_millis() as u64,
+            },
+            "conflict": self.conflict.lock().as_ref().map(|path| path.display().to_string()),
             "lag_ms": lag_ms,
             "outbox_deltas": outbox.len(),
             "outbox_bytes": outbox_bytes + self.shared.saved_bytes(),

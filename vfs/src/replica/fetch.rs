@@ -96,7 +96,8 @@ impl PageSource {
             match page(pgno, frame.unwrap_or_default(), page_size) {
                 Ok(page) => pages.push((pgno, page)),
                 Err(why) if at == 0 => {
-                    let what = format!("{} in {}: page {pgno} at byte {}", object.name, self.replica.place(), place.offset);
+                    let what =
+                        format!("{} in {}: page {pgno} at byte {}", object.name, self.replica.place(), place.offset);
                     return Err(ReadError::Other(why.context(what)));
                 }
                 Err(_) => break,

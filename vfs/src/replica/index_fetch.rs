@@ -189,3 +189,7 @@ impl Replica {
         Err(Error::new(ErrorKind::Corrupt, format!("{name}: size: {got} bytes came where {asked} should be")))
     }
 }
+
+#[cfg(test)]
+#[path = "index_fetch/tests.rs"]
+mod tests;

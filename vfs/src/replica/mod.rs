@@ -13,6 +13,8 @@
 //! A cold open is one listing, the indexes of the chain in parallel, and the map built from them. No page is
 //! read for it. What is in the bucket is never changed from here.
 
+#[cfg(test)]
+pub(crate) mod bed;
 pub mod chain;
 pub mod fetch;
 pub mod index_fetch;

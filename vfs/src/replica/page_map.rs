@@ -167,7 +167,9 @@ impl PageMap {
             let Some(location) = self.location(pgno) else { return Ok(None) };
             let object = self.objects.record(location.object);
             if self.location(pgno) == Some(location) {
-                return object.map(|object| Some((location, object))).ok_or_else(|| self.objects.damaged(location.object));
+                return object
+                    .map(|object| Some((location, object)))
+                    .ok_or_else(|| self.objects.damaged(location.object));
             }
             std::hint::spin_loop();
         }
@@ -217,7 +219,10 @@ impl PageMap {
             }
             let words = fresh.iter().map(|page| self.pack(page.offset, page.len)).collect::<Option<Vec<u64>>>();
             let words = words.ok_or_else(|| {
-                Error::new(ErrorKind::Corrupt, format!("{}: index: a frame's place or length is out of bounds", object.name))
+                Error::new(
+                    ErrorKind::Corrupt,
+                    format!("{}: index: a frame's place or length is out of bounds", object.name),
+                )
             })?;
             let known = ObjectRef { name: object.name, generation: object.generation, size: object.size };
             let slot = self.objects.add(&known, fresh.len() as u64)?;

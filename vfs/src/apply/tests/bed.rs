@@ -16,9 +16,10 @@ use crate::delta::Decoder;
 use crate::local::Layout;
 use crate::local::locks::{HostMutex, LockByte};
 use crate::local::shared::Shared;
-use crate::local::state::{FORMAT, ObjectId, State};
+use crate::local::state::{FORMAT, State};
 use crate::outbox::Outbox;
 use crate::page::{PageSize, TxId};
+use crate::protocol::{self, Nonce, ObjectId};
 use crate::sqlite::index_writer::plain_index;
 
 /// One process of a host, with a connection.
@@ -146,11 +147,11 @@ impl Bed {
         let state = State {
             format: FORMAT,
             replica: String::new(),
-            nonce: 1,
             boot: String::new(),
             file: (0, 0),
             page_size: self.page_size.bytes(),
-            durable: Some(frozen.id),
+            protocol: protocol::State { durable: Some(frozen.id), ..protocol::State::new(Nonce(1), "test", 40_000) },
+            durable_generation: None,
             position: envelope.position,
             clean: false,
         };

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::bed::{self, Bed, Delta};
-use crate::local::state::ObjectId;
 use crate::page::TxId;
+use crate::protocol::ObjectId;
 
 const ROLE: &str = "GCS_TEST_APPLY_ROLE";
 const CRASH: &str = "GCS_TEST_APPLY_CRASH";
