@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use self::exclusive::ExclusiveWal;
+use crate::apply::index::IndexWriter;
 use crate::cache::file::CacheFile;
 use crate::capture::Capture;
 use crate::capture::index::{self, Committed};
@@ -57,6 +58,10 @@ pub(crate) trait WalIndex: Send + Sync {
 
     /// Lets go of the WRITE lock that [`WalIndex::lock_write`] took.
     fn unlock_write(&self);
+
+    /// Takes the WAL's WRITE lock to write the wal-index; `None` if somebody else has it, or while there is none to be
+    /// had. Nothing else is to be had through this handle until the result is dropped.
+    fn writer(&self) -> Result<Option<Box<dyn IndexWriter + '_>>>;
 }
 
 /// The WAL's WRITE lock, held by our own handle.
@@ -280,6 +285,11 @@ impl Database {
         if let Some(turn) = self.as_turn() {
             pump::forget(&turn);
         }
+    }
+
+    /// Our own handle's view of the wal-index.
+    pub(crate) fn wal_index(&self) -> Option<Arc<dyn WalIndex>> {
+        self.index.lock().clone()
     }
 
     /// Keeps the writers of all processes out while the result lives; `None` if one is writing, or where that cannot be known.
