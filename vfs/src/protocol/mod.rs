@@ -70,6 +70,9 @@ pub mod restart;
 pub mod state;
 pub mod swap;
 
+#[cfg(test)]
+mod simulation;
+
 pub use acquire::{Acquire, Acquired};
 pub use append::{Append, Appended};
 pub use chain::{Chain, Gap, Listed};
