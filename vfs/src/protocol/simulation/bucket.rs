@@ -93,7 +93,9 @@ pub(super) enum Reply {
 pub(super) struct Bucket {
     pub(super) objects: BTreeMap<Key, Object>,
     pub(super) lease: Option<(Lease, u64, i64)>,
-    generations: u64,
+    /// No answer carries a date.
+    pub(super) dateless: bool,
+    pub(super) generations: u64,
 }
 
 impl Bucket {
@@ -106,7 +108,7 @@ impl Bucket {
                     lease: lease.clone(),
                     generation: Generation(*generation),
                     created: Some(BucketTime(*created)),
-                    date: Some(BucketTime(date)),
+                    date: (!self.dateless).then_some(BucketTime(date)),
                 })))
             }
             Net::SwapLease(expect, lease) => {

@@ -51,7 +51,7 @@ impl World<'_> {
 
     pub(super) fn read_on(&mut self, host: usize, lane: usize, mut reading: Reading, reply: Reply) {
         let request = match reply {
-            Reply::Listing(listing, _) => {
+            Reply::Listing(listing, date) => {
                 reading.tries += 1;
                 let Some((todo, to)) = plan(&listing, 1, reading.target) else {
                     if reading.tries > 20 || reading.target.is_some() {
@@ -68,7 +68,7 @@ impl World<'_> {
                     false => chain.delta(TxId(to)).or_else(|| todo.last().map(Listed::id)),
                 });
                 reading.target = Some(to);
-                reading.listed_at.get_or_insert(self.now);
+                reading.listed_at.get_or_insert(date);
                 reading.todo = todo;
                 self.next_part(&mut reading)
             }

@@ -79,7 +79,7 @@ impl World<'_> {
         let state = &self.hosts[host].state;
         let mine: Vec<ObjectId> = state.durable.iter().chain(&state.outbox).copied().collect();
         match self.broken {
-            Some(Broken::RestartByNumber) => {
+            Some(Broken::RestartByNumber | Broken::CompareByName) => {
                 for l in listing.iter_mut().filter(|l| l.level == 0) {
                     if let Some(id) = mine.iter().find(|id| id.txid == l.max) {
                         (l.size, l.crc32c) = (id.size, id.crc32c);

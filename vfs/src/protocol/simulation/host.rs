@@ -178,7 +178,7 @@ impl World<'_> {
     /// Begins the next commit, or the way to the right to do it.
     fn write(&mut self, host: usize) {
         let may = self.may_commit(host);
-        let now = self.now;
+        let (now, clock) = (self.now, self.clock(host));
         let of = &mut self.hosts[host];
         if may.is_ok() {
             if of.writing.is_none() && !of.draining && !of.needs_settle {
@@ -187,11 +187,13 @@ impl World<'_> {
                     let pause = if of.rng.u8(0..20) == 0 { of.rng.i64(50..4_000) } else { of.rng.i64(0..20) };
                     let life = of.life;
                     self.at(now + pause, Event::FinishCommit { host, life });
+                    return;
                 }
             }
-            return;
         }
-        if !of.has_work() || now < of.retry_at {
+        // The right as it is, also where a broken driver does not look at it.
+        let may = of.state.may_commit(clock);
+        if may.is_ok() || !of.has_work() || now < of.retry_at {
             return;
         }
         match may {
@@ -204,8 +206,7 @@ impl World<'_> {
             Err(Stop::Lapsed) if of.idle(LEASE) => self.begin(host, LEASE, Op::Renew(Renew::default())),
             Err(Stop::NoLease) if of.idle(LEASE) && of.idle(LOG) => {
                 self.freeze(host);
-                self.hosts[host].early_seal = false;
-                let early = self.is(Broken::SealBeforeSwap) && !self.log.is_empty();
+                let early = self.is(Broken::SealBeforeSwap) && !self.log.is_empty() && !self.hosts[host].early_seal;
                 self.begin(host, LEASE, if early { Op::EarlySeal } else { Op::Acquire(Acquire::default()) });
             }
             Err(Stop::Behind) if of.idle(READ) && of.state.outbox.is_empty() && of.wal.is_empty() => {
@@ -508,7 +509,10 @@ impl World<'_> {
     fn acquired(&mut self, host: usize, outcome: Acquired) {
         say!(self, "{}: acquire: {outcome:?}", self.name(host));
         match outcome {
-            Acquired::Ready | Acquired::Behind(_) => self.count("leases acquired"),
+            Acquired::Ready | Acquired::Behind(_) => {
+                self.hosts[host].early_seal = false;
+                self.count("leases acquired");
+            }
             Acquired::Lapsed => {}
             Acquired::Busy(_) => {
                 let calm = self.calm;
@@ -516,7 +520,7 @@ impl World<'_> {
                 of.retry_at = self.now + of.rng.i64(300..2_000);
                 if let Some(job) = of.jobs.front_mut() {
                     job.2 += 1;
-                    if job.2 > 40 && !calm {
+                    if job.2 > 100 && !calm {
                         of.jobs.pop_front();
                     }
                 }
@@ -665,16 +669,23 @@ impl World<'_> {
         self.wake_at(host, self.now);
     }
 
-    /// The broken seal before the swap: list, then put, then acquire as if the log were sealed.
+    /// The broken seal before the swap, once for every wait: list and put until it is there, then acquire as if the log were
+    /// sealed.
     fn sealed_early(&mut self, host: usize, lane: usize, reply: Reply) {
-        if let Reply::Listing(listing, _) = reply {
-            let txid = listing.iter().map(|l| l.max.0).max().unwrap_or(0) + 1;
-            let nonce = self.hosts[host].state.nonce.0;
-            let seal = Rc::new(Content::delta(txid, &[], 0, nonce, self.hosts[host].rng.u64(..)));
-            self.hosts[host].lanes[lane].op = Some(Op::EarlySeal);
-            return self.send(host, lane, Net::Put((0, txid, txid), seal, true));
-        }
-        self.hosts[host].early_seal = true;
-        self.begin(host, lane, Op::Acquire(Acquire::default()));
+        let request = match reply {
+            Reply::Core(Answer::Written(_)) => {
+                self.hosts[host].early_seal = true;
+                return self.begin(host, lane, Op::Acquire(Acquire::default()));
+            }
+            Reply::Listing(listing, _) => {
+                let txid = listing.iter().map(|l| l.max.0).max().unwrap_or(0) + 1;
+                let nonce = self.hosts[host].state.nonce.0;
+                let seal = Rc::new(Content::delta(txid, &[], 0, nonce, self.hosts[host].rng.u64(..)));
+                Net::Put((0, txid, txid), seal, true)
+            }
+            _ => Net::List,
+        };
+        self.hosts[host].lanes[lane].op = Some(Op::EarlySeal);
+        self.send(host, lane, request);
     }
 }

@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use broken::Broken;
-use plan::{Plan, Profile};
+use plan::{Action, Plan, Planned, Profile};
 use world::World;
 
 /// Walks one plan; what it violated.
@@ -75,7 +75,7 @@ fn no_seed_violates_the_invariants() {
     let seconds = begin.elapsed().as_secs_f64();
     println!("{seeds} walks, {:.0} a second; {totals:?}", seeds as f64 / seconds);
     // A simulation in which nothing happens would pass as well.
-    for what in ["conflicts", "leases lost", "late seals stepped over", "deletes", "compactions", "reads"] {
+    for what in ["conflicts", "leases lost", "deletes", "compactions", "reads"] {
         assert!(totals.get(what).is_some_and(|count| *count > 0), "no walk had any {what}");
     }
 }
@@ -90,6 +90,8 @@ fn every_broken_variant_is_caught() {
         }
         let caught = (0..4_000).find_map(|seed| {
             let plan = Plan::new(seed, profile);
+            // That a takeover comes late is the whole harm of one variant; the others have worse to show.
+            let plan = Plan { takeover: broken == Broken::WantRefreshesAge, ..plan };
             walk(&plan, Some(broken)).0.map(|violation| (plan, violation))
         });
         match caught {
@@ -103,4 +105,48 @@ fn every_broken_variant_is_caught() {
         }
     }
     assert!(missed.is_empty(), "not caught: {missed:?}");
+}
+
+/// A walk without any fault: these commits at these times.
+fn quiet(commits: impl Iterator<Item = (i64, usize)>) -> Plan {
+    let commit = |(at, host)| Planned { at, host, action: Action::Commit { durable: true } };
+    let clocks = vec![(0, 40_000); 4];
+    let actions = commits.map(commit).collect();
+    Plan { seed: 1, writers: 2, clocks, faults: [0; 5], actions, takeover: false, dateless: false }
+}
+
+#[test]
+fn two_writers_that_write_all_the_time_take_turns() {
+    let plan = quiet((0..600).map(|n| (n * 100, n as usize % 2)));
+    let mut world = World::new(&plan, None, false);
+    assert_eq!(world.walk(), None);
+    assert!(world.fates.iter().all(|fate| fate.told_durable), "every commit gets its turn");
+    let holders: Vec<u64> =
+        world.log.iter().filter(|(delta, ..)| !delta.rows.is_empty()).map(|(d, ..)| d.nonce).collect();
+    let turns = holders.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    // Sixty seconds, turns of at least three, and a look at the lease once a second.
+    assert!((8..=20).contains(&turns), "{turns} turns");
+}
+
+#[test]
+fn a_burst_of_writes_costs_two_writes_of_the_lease() {
+    let bursts = |n: i64| quiet((0..n).flat_map(|burst| (0..5).map(move |k| (burst * 20_000 + k * 200, 0))));
+    let cost = |plan: &Plan| {
+        let (violation, counts) = walk(plan, None);
+        assert_eq!(violation, None);
+        let of = |what| counts.get(what).copied().unwrap_or(0);
+        (of("requests: write lease"), of("requests: list"))
+    };
+    // The first one meets an empty bucket: swap, list, seal, swap, release.
+    assert_eq!(cost(&quiet((0..5).map(|k| (k * 200, 0)))), (3, 1));
+    assert_eq!(cost(&bursts(4)), (3 + 3 * 2, 1));
+}
+
+#[test]
+fn constant_writing_renews_the_lease_three_times_a_minute() {
+    let (violation, counts) = walk(&quiet((0..1_200).map(|n| (n * 100, 0))), None);
+    assert_eq!(violation, None);
+    let writes = counts.get("requests: write lease").copied().unwrap_or(0);
+    // Two minutes: six renewals, and the acquisition and release around them.
+    assert!((7..=10).contains(&writes), "{writes} writes of the lease");
 }

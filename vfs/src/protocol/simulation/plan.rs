@@ -66,6 +66,8 @@ pub(super) struct Plan {
     pub(super) actions: Vec<Planned>,
     /// At the end, a holder dies and another writer must get its lease in time.
     pub(super) takeover: bool,
+    /// No answer carries a date.
+    pub(super) dateless: bool,
 }
 
 impl Plan {
@@ -76,12 +78,12 @@ impl Plan {
             (0..writers + 2).map(|_| (rng.i64(-15_000..=15_000), [20_000, 40_000, 60_000][rng.usize(0..3)])).collect();
         let faults = match (profile, rng.u8(0..4)) {
             (_, 0) => [0; 5],
-            (Profile::Late, _) => [40, 80, 60, 60, 5],
-            (Profile::History, _) => [10, 20, 20, 10, 30],
+            (Profile::Late, _) => [30, 60, 50, 150, 5],
+            (Profile::History, _) => [10, 20, 20, 10, 60],
             _ => [30, 30, 30, 15, 2],
         };
         let (mut at, mut actions) = (0, Vec::new());
-        for _ in 0..rng.usize(15..50) {
+        for _ in 0..rng.usize(10..40) {
             at += match rng.u32(0..100) {
                 0..60 => rng.i64(1..800),
                 60..90 => rng.i64(800..6_000),
@@ -89,10 +91,21 @@ impl Plan {
                 _ if profile == Profile::History => rng.i64(300_000..900_000),
                 _ => rng.i64(30_000..130_000),
             };
+            if rng.u8(0..12) == 0 {
+                Plan::episode(&mut rng, profile, writers, &mut at, &mut actions);
+                continue;
+            }
             let (host, action) = Plan::action(&mut rng, profile, writers);
+            let commits = matches!(action, Action::Commit { .. });
             actions.push(Planned { at, host, action });
+            // The worst comes right behind a commit.
+            if commits && rng.u8(0..8) == 0 {
+                at += rng.i64(1..90);
+                actions.push(Planned { at, host, action: Plan::blow(&mut rng, profile) });
+            }
         }
-        Plan { seed, writers, clocks, faults, actions, takeover: rng.u8(0..3) == 0 }
+        let dateless = rng.u8(0..10) == 0;
+        Plan { seed, writers, clocks, faults, actions, takeover: !dateless && rng.u8(0..3) == 0, dateless }
     }
 
     fn action(rng: &mut Rng, profile: Profile, writers: usize) -> (usize, Action) {
@@ -112,20 +125,10 @@ impl Plan {
             kind += 1;
         }
         match kind {
-            0 => {
-                let wipe = rng.u8(0..3) == 0;
-                let down_ms = if rng.bool() { rng.i64(50..3_000) } else { rng.i64(3_000..90_000) };
-                (host, Action::Crash { wipe, power: wipe || rng.bool(), down_ms })
-            }
+            0 => (host, Plan::crash(rng)),
             1 => {
                 let host = if profile == Profile::History { rng.usize(0..writers + 2) } else { host };
-                let ms = match rng.u8(0..3) {
-                    0 => rng.i64(100..5_000),
-                    1 => rng.i64(15_000..100_000),
-                    _ if profile == Profile::History => rng.i64(500_000..1_500_000),
-                    _ => rng.i64(30_000..200_000),
-                };
-                (host, Action::Freeze { ms })
+                (host, Plan::freeze(rng, profile))
             }
             2 => (host, Action::Compact { snapshot: rng.u8(0..3) == 0 }),
             3 => (host, Action::Sweep),
@@ -134,6 +137,75 @@ impl Plan {
             6 => (host, Action::Close),
             _ => (host, Action::Commit { durable: rng.bool() }),
         }
+    }
+
+    /// What chance alone would seldom put in a row.
+    fn episode(rng: &mut Rng, profile: Profile, writers: usize, at: &mut i64, actions: &mut Vec<Planned>) {
+        let a = rng.usize(0..writers);
+        let b = (a + 1) % writers;
+        let commit = |rng: &mut Rng| Action::Commit { durable: rng.bool() };
+        let mut then = |after: i64, host: usize, action: Action| {
+            *at += after;
+            actions.push(Planned { at: *at, host, action });
+        };
+        match (profile, rng.bool()) {
+            // A reader stalls within a read, until what it planned with is gone.
+            (Profile::History, true) => {
+                then(0, a, commit(rng));
+                then(rng.i64(300..2_000), a, commit(rng));
+                then(rng.i64(1_000..5_000), writers, Action::Read);
+                then(rng.i64(20..110), writers, Action::Freeze { ms: rng.i64(700_000..1_200_000) });
+                then(rng.i64(10..1_000), a, Action::Compact { snapshot: rng.bool() });
+                then(rng.i64(605_000..650_000), a, commit(rng));
+                then(rng.i64(1_000..5_000), b, Action::Sweep);
+            }
+            // A writer dies with a delta under way; its heir writes, compacts, and deletes.
+            (Profile::History, false) => {
+                then(0, a, commit(rng));
+                then(rng.i64(300..1_500), a, commit(rng));
+                then(rng.i64(1..90), a, Action::Crash { wipe: true, power: true, down_ms: 5_000 });
+                then(rng.i64(100..2_000), b, commit(rng));
+                then(rng.i64(65_000..70_000), b, commit(rng));
+                then(rng.i64(2_000..5_000), b, Action::Compact { snapshot: rng.bool() });
+                then(rng.i64(605_000..650_000), b, Action::Sweep);
+                then(rng.i64(500_000..800_000), b, commit(rng));
+            }
+            // A writer dies or stalls with a delta under way; another one waits for the lease.
+            _ => {
+                then(0, a, commit(rng));
+                then(rng.i64(10..1_500), a, commit(rng));
+                then(rng.i64(1..90), a, Plan::blow(rng, profile));
+                then(rng.i64(10..20_000), b, commit(rng));
+                then(rng.i64(10..20_000), b, commit(rng));
+                then(rng.i64(10..20_000), b, commit(rng));
+            }
+        }
+    }
+
+    fn blow(rng: &mut Rng, profile: Profile) -> Action {
+        match profile {
+            Profile::Crashes => Plan::crash(rng),
+            Profile::Freezes | Profile::History => Plan::freeze(rng, profile),
+            Profile::Late if rng.u8(0..4) == 0 => Action::Close,
+            Profile::Late | Profile::Mixed if rng.bool() => Plan::crash(rng),
+            Profile::Late | Profile::Mixed => Plan::freeze(rng, profile),
+        }
+    }
+
+    fn crash(rng: &mut Rng) -> Action {
+        let wipe = rng.u8(0..3) == 0;
+        let down_ms = if rng.bool() { rng.i64(50..3_000) } else { rng.i64(3_000..90_000) };
+        Action::Crash { wipe, power: wipe || rng.bool(), down_ms }
+    }
+
+    fn freeze(rng: &mut Rng, profile: Profile) -> Action {
+        let ms = match rng.u8(0..3) {
+            0 => rng.i64(100..5_000),
+            1 => rng.i64(15_000..100_000),
+            _ if profile == Profile::History => rng.i64(500_000..1_500_000),
+            _ => rng.i64(30_000..200_000),
+        };
+        Action::Freeze { ms }
     }
 
     /// Smaller plans to try, larger cuts first.

@@ -79,7 +79,7 @@ impl<'a> World<'a> {
             plan,
             broken,
             now: 0,
-            bucket: Bucket::default(),
+            bucket: Bucket { dateless: plan.dateless, ..Bucket::default() },
             log: Vec::new(),
             fates: Vec::new(),
             hosts,
@@ -298,6 +298,14 @@ impl<'a> World<'a> {
     fn land(&mut self, event: Event) {
         let Event::Land { host, life, lane, ticket, request, answered_by } = event else { return };
         let reply = self.bucket.execute(self.now, &request);
+        self.count(match &request {
+            Net::GetLease => "requests: read lease",
+            Net::SwapLease(..) => "requests: write lease",
+            Net::List => "requests: list",
+            Net::Put(..) => "requests: write object",
+            Net::GetId(_) | Net::Fetch(_) => "requests: read object",
+            Net::Delete(..) => "requests: delete",
+        });
         say!(self, "    {}: {} lands: {}", self.name(host), short(&request), short_reply(&reply));
         if let Net::Put(_, content, _) = &request
             && matches!(reply, Reply::Core(Answer::Written(_)))
@@ -434,7 +442,8 @@ impl<'a> World<'a> {
         }
         for row in 0..self.fates.len() {
             let fate = &self.fates[row];
-            if (fate.told_local || fate.told_durable) && !fate.set_aside && !fate.excused && fate.txid.is_none() {
+            let known_lost = fate.set_aside || fate.excused || fate.told_failed;
+            if (fate.told_local || fate.told_durable) && !known_lost && fate.txid.is_none() {
                 self.violate(format!("row {row} was acknowledged and is nowhere: {fate:?}"));
             }
             if self.fates[row].told_durable && self.fates[row].set_aside {
