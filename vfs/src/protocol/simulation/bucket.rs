@@ -25,8 +25,7 @@ pub(super) struct Content {
     /// The database after.
     pub(super) after: u64,
     pub(super) nonce: u64,
-    /// The time stamp: bytes that are built again are other bytes.
-    pub(super) salt: u64,
+    id: ObjectId,
 }
 
 /// The database with one row more.
@@ -35,27 +34,34 @@ pub(super) fn with_row(database: u64, row: Row) -> u64 {
 }
 
 impl Content {
-    /// A delta of rows on top of a database.
+    /// A delta of rows on top of a database. The salt stands for the time stamp: bytes that are built again are other bytes.
     pub(super) fn delta(txid: u64, rows: &[Row], parent: u64, nonce: u64, salt: u64) -> Content {
         let after = rows.iter().fold(parent, |database, row| with_row(database, *row));
-        Content {
-            min: txid,
-            max: txid,
-            rows: rows.iter().map(|row| (txid, *row)).collect(),
-            parent,
-            after,
-            nonce,
-            salt,
+        let empty = rows.is_empty() && txid > 1;
+        let size = if empty { EMPTY_DELTA_BYTES } else { 600 + rows.len() as u64 };
+        let hash = with_row(after ^ nonce ^ salt.rotate_left(17), txid as usize);
+        let id = ObjectId { txid: TxId(txid), size, crc32c: (hash >> 32) as u32 };
+        Content { min: txid, max: txid, rows: rows.iter().map(|row| (txid, *row)).collect(), parent, after, nonce, id }
+    }
+
+    /// One object of several that follow each other.
+    pub(super) fn merged(contents: &[Rc<Content>]) -> Option<Content> {
+        let (first, last) = (contents.first()?, contents.last()?);
+        let mut at = first.min - 1;
+        let mut rows: Vec<(u64, Row)> = Vec::new();
+        for content in contents {
+            rows.extend(content.rows.iter().filter(|(txid, _)| *txid > at));
+            at = content.max;
         }
+        let full = || contents.iter().filter(|content| !content.rows.is_empty());
+        let (parent, after) = (full().next().map_or(0, |c| c.parent), full().next_back().map_or(0, |c| c.after));
+        let crc32c = (with_row(after, (first.min << 32 | last.max) as usize) >> 32) as u32;
+        let id = ObjectId { txid: TxId(last.max), size: 600 + rows.len() as u64, crc32c };
+        Some(Content { min: first.min, max: last.max, rows, parent, after, nonce: 0, id })
     }
 
     pub(super) fn id(&self) -> ObjectId {
-        let empty = self.rows.is_empty() && self.min == self.max && self.min > 1;
-        let size = if empty { EMPTY_DELTA_BYTES } else { 600 + self.rows.len() as u64 };
-        let seed = self.nonce ^ self.salt.rotate_left(17) ^ self.min.rotate_left(40);
-        let hash = self.rows.iter().fold(seed ^ self.parent, |hash, (_, row)| with_row(hash, *row));
-        let hash = with_row(hash, self.max as usize);
-        ObjectId { txid: TxId(self.max), size, crc32c: (hash >> 32) as u32 }
+        self.id
     }
 }
 
@@ -196,4 +202,38 @@ pub(super) fn apply(mut database: u64, mut at: u64, contents: &[Rc<Content>]) ->
         at = content.max;
     }
     Some(database)
+}
+
+/// A request in a trace.
+pub(super) fn short(request: &Net) -> String {
+    match request {
+        Net::SwapLease(expect, lease) => format!(
+            "swap lease {expect:?} -> {:?} by {} epoch {} req {:x} sealed {} want {:?}",
+            lease.state,
+            lease.holder,
+            lease.epoch,
+            lease.req.0 >> 48,
+            lease.sealed,
+            lease.want.as_ref().map(|want| want.nonce.0 >> 48)
+        ),
+        Net::Put(key, content, _) => format!("put {key:?} rows {:?}", content.rows),
+        Net::Fetch(objects) => format!("fetch {} objects", objects.len()),
+        other => format!("{other:?}"),
+    }
+}
+
+/// An answer in a trace.
+pub(super) fn short_reply(reply: &Reply) -> String {
+    match reply {
+        Reply::Listing(listing, _) => {
+            let names: Vec<String> = listing.iter().map(|l| format!("{}/{}-{}", l.level, l.min.0, l.max.0)).collect();
+            names.join(" ")
+        }
+        Reply::Core(Answer::Lease(seen)) => match seen {
+            Some(seen) => format!("generation {} {:?} by {}", seen.generation.0, seen.lease.state, seen.lease.holder),
+            None => "no lease".into(),
+        },
+        Reply::Contents(contents) => if contents.is_some() { "there" } else { "gone" }.into(),
+        other => format!("{other:?}"),
+    }
 }

@@ -7,7 +7,7 @@ use fastrand::Rng;
 use super::super::deletes::{GRACE_MS, deletable, may_compact};
 use super::super::*;
 use super::broken::Broken;
-use super::bucket::{Content, Net, Reply, Row, apply, plan};
+use super::bucket::{Content, Net, Reply, apply, plan};
 use super::host::{CHORE, LOG, Op, READ};
 use super::world::{World, say};
 use crate::page::TxId;
@@ -189,7 +189,7 @@ impl World<'_> {
                 Net::Fetch(of.inputs.iter().map(|l| ((l.level, l.min.0, l.max.0), l.generation.0)).collect())
             }
             Reply::Contents(Some(contents)) => {
-                let Some(content) = merged(&contents) else { return };
+                let Some(content) = Content::merged(&contents) else { return };
                 self.count("compactions");
                 let level = of.inputs.iter().map(|l| l.level).max().unwrap_or(0).min(7) + 1;
                 match (of.snapshot, self.is(Broken::OverwriteLevelOne)) {
@@ -260,18 +260,4 @@ impl World<'_> {
             }
         }
     }
-}
-
-/// One object of several that follow each other.
-fn merged(contents: &[Rc<Content>]) -> Option<Content> {
-    let (first, last) = (contents.first()?, contents.last()?);
-    let mut at = first.min - 1;
-    let mut rows: Vec<(u64, Row)> = Vec::new();
-    for content in contents {
-        rows.extend(content.rows.iter().filter(|(txid, _)| *txid > at));
-        at = content.max;
-    }
-    let full = || contents.iter().filter(|content| !content.rows.is_empty());
-    let (parent, after) = (full().next().map_or(0, |c| c.parent), full().last().map_or(0, |c| c.after));
-    Some(Content { min: first.min, max: last.max, rows, parent, after, nonce: 0, salt: 0 })
 }

@@ -18,9 +18,12 @@
 mod broken;
 mod bucket;
 mod chores;
+mod disk;
+mod driver;
 mod forge;
 mod host;
 mod plan;
+mod truth;
 mod world;
 
 use std::collections::BTreeMap;
