@@ -269,3 +269,23 @@ fn a_follower_lists_when_its_last_look_is_old() {
     let current = Followed::Current { confirmed: BootTime(10) };
     assert_eq!(at(&mut follow, &mut state, 20, Answer::Delta(None)), Step::Done(current));
 }
+
+#[test]
+fn a_name_taken_by_another_is_not_sealed_by_us() {
+    let mut state = holder(&[]);
+    state.restarted();
+    let (mut acquire, lease) = (Acquire::default(), lease_of(&state));
+    at(&mut acquire, &mut state, 1, Answer::Start);
+    at(&mut acquire, &mut state, 2, seen(lease, 9, 0));
+    at(&mut acquire, &mut state, 3, written(10));
+    let listing = || vec![Listed { size: 700, crc32c: 5, ..chain::tests::listed(9, 1, 5) }];
+    at(&mut acquire, &mut state, 4, Answer::Listing(listing()));
+    at(&mut acquire, &mut state, 5, Answer::Made(empty(6)));
+    assert_eq!(at(&mut acquire, &mut state, 6, Answer::Refused), Step::Ask(Request::GetDelta(TxId(6))));
+    let late = Answer::Delta(Some(delta(6, 66)));
+    assert_eq!(at(&mut acquire, &mut state, 7, late), Step::Ask(Request::List), "the late delta is part of the log");
+    let longer = [listing(), vec![Listed { size: 700, crc32c: 66, ..chain::tests::listed(0, 6, 6) }]].concat();
+    assert_eq!(at(&mut acquire, &mut state, 8, Answer::Listing(longer)), Step::Ask(Request::MakeSeal(TxId(7))));
+    let lapsed = at(&mut acquire, &mut state, 3 + TTL, Answer::Made(empty(7)));
+    assert_eq!(lapsed, Step::Done(Acquired::Lapsed), "no seal is sent past the right");
+}
