@@ -106,7 +106,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
     })?;
     let url: BucketUrl = config.bucket.parse()?;
     url.join(name)?;
-    let replica = Replica::new(store::open(&url, store::Config::from_environment()), name);
+    let replica = Replica::new(store::open(&url, store_config(&config)), name);
     let layout = Layout::of(&request.path);
     let had_directory = layout.dir().exists();
     layout.create()?;
@@ -563,6 +563,15 @@ impl Opening<'_> {
     pub(super) fn local_index(&self, envelope: &Envelope) -> Result<ObjectIndex> {
         let bytes = self.outbox.read(&envelope.id)?;
         ObjectIndex::decode(ObjectName::delta(envelope.id.txid), None, envelope.id.size, &bytes, &bytes)
+    }
+}
+
+/// An attempt has the request timeout; failures are repeated for twice as long.
+fn store_config(config: &Config) -> store::Config {
+    store::Config {
+        attempt_timeout: config.request_timeout,
+        deadline: config.request_timeout * 2,
+        ..store::Config::from_environment()
     }
 }
 

@@ -21,7 +21,7 @@
 use std::time::Instant;
 
 use super::exclusive::commit_in;
-use super::{CAPTURE_WAIT, DURABLE_WAIT, Database};
+use super::{CAPTURE_WAIT, Database};
 use crate::capture::frames::HeldHeader;
 use crate::capture::index::Committed;
 use crate::config::Durability;
@@ -107,9 +107,10 @@ impl Database {
 
     /// Uploads a transaction whose last header is held back. `false`: its checksums are wrong.
     fn send_held(&self, held: &HeldCommit) -> Result<bool> {
-        let deadline = Instant::now() + DURABLE_WAIT;
+        let limit = self.commit_timeout();
+        let deadline = Instant::now() + limit;
         self.check_poison()?;
-        let _upload = self.uploader.lock_within(DURABLE_WAIT, "the upload lock")?;
+        let _upload = self.uploader.lock_within(limit, "the upload lock")?;
         let awaited = {
             let capture = self.capture.lock_within(CAPTURE_WAIT, "the capture lock")?;
             if !capture.verifies(&self.shared, &held.commit, held.header)? {
@@ -123,7 +124,7 @@ impl Database {
         match sent {
             Ok(()) if self.shared.durable_serial() >= awaited => Ok(true),
             Ok(()) => {
-                let error = self.not_durable(DURABLE_WAIT);
+                let error = self.not_durable(limit);
                 self.poison(&error);
                 Err(error)
             }

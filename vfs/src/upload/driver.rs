@@ -30,6 +30,10 @@ use crate::store::{Condition, Generation, StoreError};
 /// The pause before a request is repeated, doubled each time up to the second one.
 const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MOST: Duration = Duration::from_secs(1);
+/// What a request gets, however near the deadline is.
+const LEAST_WAIT: Duration = Duration::from_millis(200);
+/// The slowest upload that is waited for.
+const SLOWEST_BYTES_PER_SECOND: u64 = 256 * 1024;
 
 /// The bucket, as one operation of the protocol talks to it.
 pub(crate) struct Remote<'a> {
@@ -43,11 +47,12 @@ pub(crate) struct Remote<'a> {
     /// Of the seal that the operation made.
     seal: Bytes,
     listing: Vec<Listed>,
+    deadline: Instant,
 }
 
 impl<'a> Remote<'a> {
     /// For one operation.
-    fn new(database: &'a Database, durable: Option<(ObjectId, Generation)>) -> Remote<'a> {
+    fn new(database: &'a Database, durable: Option<(ObjectId, Generation)>, deadline: Instant) -> Remote<'a> {
         Remote {
             replica: &database.replica,
             outbox: &database.outbox,
@@ -57,6 +62,7 @@ impl<'a> Remote<'a> {
             written: None,
             seal: Bytes::new(),
             listing: Vec::new(),
+            deadline,
         }
     }
 
@@ -91,6 +97,12 @@ impl<'a> Remote<'a> {
         }
     }
 
+    /// How long one request may take that moves so many bytes: the operation's time, and the bytes' own.
+    fn limit(&self, bytes: usize) -> Duration {
+        let time = self.deadline.saturating_duration_since(Instant::now()).clamp(LEAST_WAIT, STORE_WAIT);
+        time + Duration::from_millis(bytes as u64 * 1000 / SLOWEST_BYTES_PER_SECOND)
+    }
+
     fn note_written(&mut self, id: ObjectId, answer: &Answer) {
         if let Answer::Written(generation) = answer {
             self.written = Some((id, *generation));
@@ -104,7 +116,7 @@ impl<'a> Remote<'a> {
             let name = name.clone();
             async move { store.get_dated(&name).await }
         };
-        match runtime::wait(&format!("reading {name}"), STORE_WAIT, get)? {
+        match in_time(runtime::wait(&format!("reading {name}"), self.limit(0), get), &name)? {
             Ok(object) => {
                 let lease = Lease::parse(&object.bytes)
                     .map_err(|e| Error::new(ErrorKind::Corrupt, format!("{}/{name}: {e}", self.replica.place())))?;
@@ -130,8 +142,9 @@ impl<'a> Remote<'a> {
     ) -> Result<Answer> {
         let store = self.replica.store().clone();
         let what = format!("writing {name}");
+        let limit = self.limit(body.len());
         let put = async move { store.put(&name, body, &metadata, condition).await };
-        match runtime::wait(&what, STORE_WAIT, put) {
+        match runtime::wait(&what, limit, put) {
             Ok(Ok(meta)) => Ok(Answer::Written(meta.generation)),
             Ok(Err(StoreError::Precondition(_))) => Ok(Answer::Refused),
             Ok(Err(e)) => unanswered(e),
@@ -144,7 +157,7 @@ impl<'a> Remote<'a> {
     fn list(&mut self) -> Result<Answer> {
         let replica = self.replica.clone();
         let what = format!("listing {}", self.replica.place());
-        match runtime::wait(&what, STORE_WAIT, async move { replica.list().await })? {
+        match runtime::wait(&what, self.limit(0), async move { replica.list().await }).and_then(|listed| listed) {
             Ok(listing) => {
                 self.listing = listing;
                 Ok(Answer::Listing(known(self.replica, &self.listing, self.outbox, self.durable)?))
@@ -161,7 +174,7 @@ impl<'a> Remote<'a> {
             let name = name.clone();
             async move { store.get(&name, None).await }
         };
-        match runtime::wait(&format!("reading {name}"), STORE_WAIT, get)? {
+        match in_time(runtime::wait(&format!("reading {name}"), self.limit(0), get), &name)? {
             Ok(object) => {
                 let id = ObjectId { txid, size: object.bytes.len() as u64, crc32c: crc32c::crc32c(&object.bytes) };
                 Ok(Answer::Delta(Some(id)))
@@ -199,7 +212,7 @@ impl<'a> Remote<'a> {
             let name = name.clone();
             async move { store.get(&name, Some(0..Header::LEN as u64)).await }
         };
-        match runtime::wait(&format!("reading {name}"), STORE_WAIT, get)? {
+        match in_time(runtime::wait(&format!("reading {name}"), self.limit(0), get), &name)? {
             Ok(object) => Header::decode(&object.bytes).map(Some).map_err(|e| Error::from(e).context(name)),
             Err(StoreError::NotFound(_)) => Ok(None),
             Err(e) => unanswered(e).map(|_| None),
@@ -250,6 +263,16 @@ pub(crate) fn known(
     Ok(known)
 }
 
+/// A read that did not end in time, as the store would have said it.
+fn in_time<T>(outcome: Result<Result<T, StoreError>>, name: &str) -> Result<Result<T, StoreError>> {
+    match outcome {
+        Err(e) if e.kind() == ErrorKind::Unavailable => {
+            Ok(Err(StoreError::Unavailable { name: name.to_owned(), why: e.to_string() }))
+        }
+        other => other,
+    }
+}
+
 /// What a failed request means to the protocol: no answer, or an error that has to be mended first.
 fn unanswered(error: StoreError) -> Result<Answer> {
     match error {
@@ -264,7 +287,7 @@ fn unanswered(error: StoreError) -> Result<Answer> {
 impl Database {
     /// Drives an operation to its end; `None` when the deadline came first. The caller holds the operation's lanes.
     pub(crate) fn drive<O: Operation>(&self, mut operation: O, deadline: Instant) -> Result<Option<O::Outcome>> {
-        let mut remote = Remote::new(self, self.change_state(|state| state.durable())?);
+        let mut remote = Remote::new(self, self.change_state(|state| state.durable())?, deadline);
         let mut answer = Answer::Start;
         let mut pause = PAUSE;
         loop {

@@ -18,8 +18,6 @@ use crate::log;
 use crate::page::TxId;
 use crate::protocol::{Acquire, Acquired, Look, Release, Released, Renew, Renewed, Settle, Stop, Verdict};
 
-/// How long a writer waits for the lease to be taken, before it is told to try again.
-const ACQUIRE_WAIT: Duration = Duration::from_secs(10);
 /// How long a lease that was seen held counts as held without a request.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// How long after the last commit an idle host gives the lease back.
@@ -42,13 +40,13 @@ impl Database {
         if BootTime::now() < self.shared.held_elsewhere() {
             return Err(self.held_elsewhere());
         }
-        let _lease = self.lease_lane.lock_within(ACQUIRE_WAIT, "the lease lock")?;
-        let _upload = self.uploader.lock_within(ACQUIRE_WAIT, "the upload lock")?;
+        let _lease = self.lease_lane.lock_within(self.request_timeout(), "the lease lock")?;
+        let _upload = self.uploader.lock_within(self.request_timeout(), "the upload lock")?;
         self.check_poison()?;
         if self.has_right() {
             return Ok(());
         }
-        self.acquire(Instant::now() + ACQUIRE_WAIT)
+        self.acquire(Instant::now() + self.request_timeout())
     }
 
     /// A transaction that is open meets the end of the right: takes it up again if nobody else took the lease.
@@ -56,11 +54,11 @@ impl Database {
     /// # Errors
     /// Fenced when somebody did; Unavailable when that cannot be known in time.
     pub(crate) fn resume_right(&self) -> Result<()> {
-        let _lease = self.lease_lane.lock_within(ACQUIRE_WAIT, "the lease lock")?;
+        let _lease = self.lease_lane.lock_within(self.request_timeout(), "the lease lock")?;
         if self.has_right() {
             return Ok(());
         }
-        match self.drive(Renew::default(), Instant::now() + ACQUIRE_WAIT)? {
+        match self.drive(Renew::default(), Instant::now() + self.request_timeout())? {
             Some(Renewed::Held) if self.has_right() => Ok(()),
             Some(_) => Err(self.fenced()),
             None => Err(self.no_lease_in_time()),
@@ -121,7 +119,7 @@ impl Database {
             return Ok(None);
         }
         let Some(_lease) = self.lease_lane.try_lock()? else { return Ok(Some(Instant::now() + LOOK)) };
-        let deadline = Instant::now() + ACQUIRE_WAIT;
+        let deadline = Instant::now() + self.request_timeout();
         let idle = BootTime::now().since(self.shared.last_commit().max(self.shared.lease_used()));
         if is_settled && idle >= IDLE && self.give_back(deadline)? {
             return Ok(None);
