@@ -91,8 +91,6 @@ pub(crate) struct OpenRequest {
     pub(crate) parameters: Vec<(String, String)>,
     /// SQLITE_OPEN_CREATE was given.
     pub(crate) create: bool,
-    /// SQLITE_OPEN_READONLY was given.
-    pub(crate) read_only: bool,
 }
 
 /// One database of this process, shared by its connections.
