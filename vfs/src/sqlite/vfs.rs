@@ -456,7 +456,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let name = dir.path().join("a.db");
         let parameters = pairs(&[("vfs", "gcs"), ("bucket", "file:///x"), ("nolock", "0"), ("buckt", "y")]);
-        let request = request(name.as_os_str().as_encoded_bytes(), &parameters, ffi::OPEN_READONLY).expect("accepted");
+        let request = request(name.as_os_str().as_encoded_bytes(), &parameters, 1).expect("accepted");
         let expected = [("bucket", "file:///x"), ("buckt", "y")].map(|(k, v)| (k.to_owned(), v.to_owned()));
         assert_eq!(request.parameters, expected);
         assert!(!request.create);
