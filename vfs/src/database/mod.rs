@@ -20,8 +20,8 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use self::exclusive::ExclusiveWal;
 use crate::cache::file::CacheFile;
-use crate::capture::index::{self, Committed};
 use crate::capture::Capture;
+use crate::capture::index::{self, Committed};
 use crate::config::{Config, Durability};
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::Layout;
@@ -368,7 +368,10 @@ impl Database {
 
     pub(crate) fn fenced(&self) -> Error {
         let place = self.replica.place();
-        Error::new(ErrorKind::Fenced, format!("{place}: another writer has appended to the log; open the database anew"))
+        Error::new(
+            ErrorKind::Fenced,
+            format!("{place}: another writer has appended to the log; open the database anew"),
+        )
     }
 
     pub(crate) fn poison(&self, error: &Error) {

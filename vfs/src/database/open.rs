@@ -38,16 +38,16 @@ use crate::local::{Layout, conflict, remove};
 use crate::log;
 use crate::outbox::{Envelope, Outbox};
 use crate::page::{PageCount, PageSize, Pgno, TxId};
+use crate::protocol::restart::{self, Verdict};
+use crate::protocol::{self, Nonce, ObjectId};
 use crate::replica::chain::{self, Chain};
-use crate::replica::index_fetch::ObjectIndex;
-use crate::replica::page_map::PageMap;
 use crate::replica::fetch::PageSource;
+use crate::replica::index_fetch::ObjectIndex;
 use crate::replica::names::{Listed, ObjectName, Replica};
+use crate::replica::page_map::PageMap;
 use crate::runtime;
 use crate::store;
 use crate::store::url::BucketUrl;
-use crate::protocol::restart::{self, Verdict};
-use crate::protocol::{self, Nonce, ObjectId};
 use crate::upload::driver;
 use crate::words::NotUsable;
 
@@ -106,7 +106,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
     })?;
     let url: BucketUrl = config.bucket.parse()?;
     url.join(name)?;
-    let replica = Replica::new(store::open(&url, store::Config::default()), name);
+    let replica = Replica::new(store::open(&url, store::Config::from_environment()), name);
     let layout = Layout::of(&request.path);
     let had_directory = layout.dir().exists();
     layout.create()?;
@@ -126,8 +126,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
     }
     let Ready { cache, state, cold } = result?;
     let [gets, puts, lists, deletes, ..] = opening.replica.store().traffic().snapshot();
-    let opened =
-        Cost { cold, ms: started.elapsed().as_millis() as u64, requests: gets + puts + lists + deletes };
+    let opened = Cost { cold, ms: started.elapsed().as_millis() as u64, requests: gets + puts + lists + deletes };
     log::info!(
         "{}: open at {} of {} in {} ms with {} requests",
         opening.layout.main().display(),
@@ -300,6 +299,7 @@ impl Opening<'_> {
         // What is unsent stands on the durable delta, and only empty deltas can have come after that.
         if state.protocol.outbox.is_empty() {
             state.protocol.caught_up(head);
+            state.durable_generation = generation_of(chain, head);
         }
         state.position = Position { pages, closed: true, serial: state.position.serial, ..Position::default() };
         self.build_cold(indexes, page_size, state)
@@ -395,9 +395,10 @@ impl Opening<'_> {
 
     /// The log as the protocol sees it.
     fn log(&self, listed: &[Listed], state: &State) -> Result<protocol::Chain> {
-        let known = driver::known(&self.replica, listed, &self.outbox, state.durable_txid())?;
+        let known = driver::known(&self.replica, listed, &self.outbox, state.durable())?;
         protocol::Chain::of(&known).map_err(|gap| {
-            let message = format!("{}: {} is missing, although {} is there", self.replica.place(), gap.missing, gap.head);
+            let message =
+                format!("{}: {} is missing, although {} is there", self.replica.place(), gap.missing, gap.head);
             Error::new(ErrorKind::Corrupt, message)
         })
     }
@@ -464,6 +465,7 @@ impl Opening<'_> {
         remove(&self.layout.wal())?;
         remove(&self.layout.shm())?;
         state.protocol.caught_up(head);
+        state.durable_generation = generation_of(chain, head);
         state.position = Position { pages, closed: true, serial: state.position.serial, ..Position::default() };
         cache.prefetch(Pgno::ONE)?;
         self.start(cache, state, false)
@@ -495,6 +497,7 @@ impl Opening<'_> {
             replica: self.replica.place(),
             boot: boot_id(),
             file: (0, 0),
+            durable_generation: None,
             page_size: page_size.bytes(),
             protocol: protocol::State::new(Nonce(nonce()), who(), self.config.lease_ttl.as_millis() as u64),
             position: Position { closed: true, ..Position::default() },
@@ -532,9 +535,9 @@ impl Opening<'_> {
 
     /// The plan to the head. A gap is believed only when a second listing shows it too: objects may just be replaced.
     fn chain(&self, listed: Vec<Listed>) -> Result<Option<Chain>> {
-        chain::plan(&listed, None).or_else(|_| chain::plan(&self.list()?, None)).map_err(|e| {
-            e.context(self.replica.place())
-        })
+        chain::plan(&listed, None)
+            .or_else(|_| chain::plan(&self.list()?, None))
+            .map_err(|e| e.context(self.replica.place()))
     }
 
     fn indexes(&self, chain: &Chain) -> Result<Vec<ObjectIndex>> {
@@ -547,6 +550,12 @@ impl Opening<'_> {
         let bytes = self.outbox.read(&envelope.id)?;
         ObjectIndex::decode(ObjectName::delta(envelope.id.txid), None, envelope.id.size, &bytes, &bytes)
     }
+}
+
+/// Which write of its name the head is, if it is a delta of the chain.
+fn generation_of(chain: &Chain, head: Option<ObjectId>) -> Option<u64> {
+    let name = ObjectName::delta(head?.txid);
+    chain.objects.iter().find(|object| object.name == name).map(|object| object.meta.generation.0)
 }
 
 fn nonce() -> u64 {

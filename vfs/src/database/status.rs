@@ -27,7 +27,9 @@ impl Database {
                     *self.durability.write() = durability;
                     Ok(durability.word().to_owned())
                 }
-                None => refuse(format!("gcs_durability={value:?} is not understood; accepted is background, commit or strict")),
+                None => refuse(format!(
+                    "gcs_durability={value:?} is not understood; accepted is background, commit or strict"
+                )),
             },
             ("gcs_status" | "gcs_flush", Some(_)) => refuse(format!("PRAGMA {name} takes no value")),
             _ => refuse(format!("unknown PRAGMA {name}; accepted are {PRAGMAS}")),

@@ -25,7 +25,7 @@ use crate::protocol::{self, Answer, Lease, ObjectId, Operation, Request, SeenLea
 use crate::replica::names::{Listed, ObjectName, Replica};
 use crate::runtime;
 use crate::sqlite::header::new_database_header;
-use crate::store::{Condition, StoreError};
+use crate::store::{Condition, Generation, StoreError};
 
 /// The pause before a request is repeated, doubled each time up to the second one.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -37,7 +37,9 @@ pub(crate) struct Remote<'a> {
     outbox: &'a Outbox,
     page_size: PageSize,
     nonce: u64,
-    durable: TxId,
+    durable: Option<(ObjectId, Generation)>,
+    /// The newest delta that this operation has written.
+    written: Option<(ObjectId, Generation)>,
     /// Of the seal that the operation made.
     seal: Bytes,
     listing: Vec<Listed>,
@@ -45,13 +47,14 @@ pub(crate) struct Remote<'a> {
 
 impl<'a> Remote<'a> {
     /// For one operation.
-    fn new(database: &'a Database) -> Remote<'a> {
+    fn new(database: &'a Database, durable: Option<(ObjectId, Generation)>) -> Remote<'a> {
         Remote {
             replica: &database.replica,
             outbox: &database.outbox,
             page_size: database.page_size,
             nonce: database.nonce(),
-            durable: database.shared.durable(),
+            durable,
+            written: None,
             seal: Bytes::new(),
             listing: Vec::new(),
         }
@@ -72,15 +75,25 @@ impl<'a> Remote<'a> {
                 let bytes = self.outbox.read(&id)?;
                 let timestamp = self.outbox.envelope(id.txid)?.timestamp_ms;
                 let name = self.replica.ltx(&ObjectName::delta(id.txid));
-                self.put(name, bytes, metadata(timestamp), Condition::Absent)
+                let answer = self.put(name, bytes, metadata(timestamp), Condition::Absent)?;
+                self.note_written(id, &answer);
+                Ok(answer)
             }
             Request::GetDelta(txid) => self.get_delta(txid),
             Request::MakeSeal(txid) => self.make_seal(txid),
             Request::PutSeal(id) => {
                 let name = self.replica.ltx(&ObjectName::delta(id.txid));
-                self.put(name, self.seal.clone(), metadata(now_ms()), Condition::Absent)
+                let answer = self.put(name, self.seal.clone(), metadata(now_ms()), Condition::Absent)?;
+                self.note_written(id, &answer);
+                Ok(answer)
             }
             Request::Refreeze(first) => Ok(Answer::Refrozen(self.outbox.refreeze(first)?)),
+        }
+    }
+
+    fn note_written(&mut self, id: ObjectId, answer: &Answer) {
+        if let Answer::Written(generation) = answer {
+            self.written = Some((id, *generation));
         }
     }
 
@@ -150,11 +163,7 @@ impl<'a> Remote<'a> {
         };
         match runtime::wait(&format!("reading {name}"), STORE_WAIT, get)? {
             Ok(object) => {
-                let id = ObjectId {
-                    txid,
-                    size: object.bytes.len() as u64,
-                    crc32c: crc32c::crc32c(&object.bytes),
-                };
+                let id = ObjectId { txid, size: object.bytes.len() as u64, crc32c: crc32c::crc32c(&object.bytes) };
                 Ok(Answer::Delta(Some(id)))
             }
             Err(StoreError::NotFound(_)) => Ok(Answer::Delta(None)),
@@ -205,24 +214,28 @@ pub(crate) fn known(
     replica: &Replica,
     listing: &[Listed],
     outbox: &Outbox,
-    durable: TxId,
+    durable: Option<(ObjectId, Generation)>,
 ) -> Result<Vec<protocol::Listed>> {
     let head = listing.iter().map(|object| object.name.max).max();
-    let mut mine: Vec<TxId> = outbox.list()?.iter().map(|envelope| envelope.id.txid).collect();
-    mine.push(durable);
+    let mine: Vec<TxId> = outbox.list()?.iter().map(|envelope| envelope.id.txid).collect();
     let mut known = Vec::with_capacity(listing.len());
     for object in listing {
         let (name, meta) = (object.name, &object.meta);
-        let decides = name.level == 0 && (Some(name.max) == head || mine.contains(&name.max));
-        let crc32c = match meta.crc32c {
-            Some(crc32c) => crc32c,
-            None if decides => {
+        let is_durable = durable.is_some_and(|(id, generation)| {
+            name == ObjectName::delta(id.txid) && (meta.size, meta.generation) == (id.size, generation)
+        });
+        let at_durable = durable.is_some_and(|(id, _)| name.max == id.txid);
+        let decides = name.level == 0 && (Some(name.max) == head || at_durable || mine.contains(&name.max));
+        let crc32c = match (meta.crc32c, durable) {
+            (Some(crc32c), _) => crc32c,
+            (None, Some((id, _))) if is_durable => id.crc32c,
+            (None, _) if decides => {
                 let (store, full) = (replica.store().clone(), replica.ltx(&name));
                 let what = format!("reading {full}");
                 let object = runtime::wait(&what, STORE_WAIT, async move { store.get(&full, None).await })?;
                 crc32c::crc32c(&object?.bytes)
             }
-            None => 0,
+            (None, _) => 0,
         };
         known.push(protocol::Listed {
             level: name.level,
@@ -251,14 +264,19 @@ fn unanswered(error: StoreError) -> Result<Answer> {
 impl Database {
     /// Drives an operation to its end; `None` when the deadline came first. The caller holds the operation's lanes.
     pub(crate) fn drive<O: Operation>(&self, mut operation: O, deadline: Instant) -> Result<Option<O::Outcome>> {
-        let mut remote = Remote::new(self);
+        let mut remote = Remote::new(self, self.change_state(|state| state.durable())?);
         let mut answer = Answer::Start;
         let mut pause = PAUSE;
         loop {
             let unanswered = answer == Answer::Unknown;
+            let written = remote.written;
             let step = self.change_state(|state| {
                 let turn = Turn { now: now(), random: fastrand::u64(1..), answer };
-                operation.step(&mut state.protocol, turn)
+                let step = operation.step(&mut state.protocol, turn);
+                let known = [written, state.durable()].into_iter().flatten();
+                let durable = known.into_iter().find(|(id, _)| Some(*id) == state.protocol.durable);
+                state.durable_generation = durable.map(|(_, generation)| generation.0);
+                step
             })?;
             match step {
                 Step::Done(outcome) => return Ok(Some(outcome)),
@@ -283,9 +301,8 @@ impl Database {
     pub(crate) fn change_state<T>(&self, change: impl FnOnce(&mut State) -> T) -> Result<T> {
         let _held = self.state_lock.lock_within(STORE_WAIT, "the state lock")?;
         let path = self.layout.state();
-        let mut state = State::load(&path)?.ok_or_else(|| {
-            Error::new(ErrorKind::Local, format!("{}: gone while in use", path.display()))
-        })?;
+        let mut state = State::load(&path)?
+            .ok_or_else(|| Error::new(ErrorKind::Local, format!("{}: gone while in use", path.display())))?;
         let outbox = self.outbox.list()?;
         state.protocol.outbox = unsettled(&state.protocol, outbox.iter().map(|envelope| envelope.id));
         let before = state.clone();

@@ -133,7 +133,8 @@ impl Database {
 
     fn not_settled(&self) -> Error {
         let place = self.replica.place();
-        let message = format!("{place}: the bucket does not answer; {} is kept and sent again", self.shared.durable().next());
+        let message =
+            format!("{place}: the bucket does not answer; {} is kept and sent again", self.shared.durable().next());
         Error::new(ErrorKind::Unavailable, message)
     }
 

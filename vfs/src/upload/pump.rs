@@ -50,8 +50,7 @@ fn current() -> &'static Pump {
     match *current {
         Some(pump) if pump.pid == pid => pump,
         _ => {
-            let pump =
-                Box::leak(Box::new(Pump { pid, queue: Mutex::new(Queue::default()), changed: Condvar::new() }));
+            let pump = Box::leak(Box::new(Pump { pid, queue: Mutex::new(Queue::default()), changed: Condvar::new() }));
             *current = Some(pump);
             pump
         }
@@ -66,11 +65,8 @@ fn key(owner: &Arc<dyn Turn>) -> usize {
 pub(crate) fn call(owner: &Arc<dyn Turn>, due: Instant) -> Result<()> {
     let pump = current();
     let mut queue = pump.queue.lock();
-    let job = queue.jobs.entry(key(owner)).or_insert_with(|| Job {
-        owner: Arc::downgrade(owner),
-        due: None,
-        running: false,
-    });
+    let job =
+        queue.jobs.entry(key(owner)).or_insert_with(|| Job { owner: Arc::downgrade(owner), due: None, running: false });
     if job.due.is_some_and(|already| already <= due) {
         return Ok(());
     }
@@ -170,8 +166,7 @@ mod tests {
             call(owner, Instant::now()).expect("a thread");
         }
         for (owner, turns) in &many {
-            let seen: Vec<_> =
-                (0..3).map(|_| turns.recv_timeout(Duration::from_secs(10)).expect("a turn")).collect();
+            let seen: Vec<_> = (0..3).map(|_| turns.recv_timeout(Duration::from_secs(10)).expect("a turn")).collect();
             assert_eq!(seen, [2, 1, 0]);
             forget(owner);
             assert!(turns.try_recv().is_err());
