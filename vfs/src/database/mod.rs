@@ -8,6 +8,7 @@ mod adopt;
 mod exclusive;
 mod open;
 mod status;
+mod strict;
 mod waiting;
 
 use std::ops::Range;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use self::exclusive::ExclusiveWal;
+use crate::apply::index::IndexWriter;
 use crate::cache::file::CacheFile;
 use crate::capture::Capture;
 use crate::capture::index::{self, Committed};
@@ -56,6 +58,10 @@ pub(crate) trait WalIndex: Send + Sync {
 
     /// Lets go of the WRITE lock that [`WalIndex::lock_write`] took.
     fn unlock_write(&self);
+
+    /// Takes the WAL's WRITE lock to write the wal-index; `None` if somebody else has it, or while there is none to be
+    /// had. Nothing else is to be had through this handle until the result is dropped.
+    fn writer(&self) -> Result<Option<Box<dyn IndexWriter + '_>>>;
 }
 
 /// The WAL's WRITE lock, held by our own handle.
@@ -111,6 +117,8 @@ pub(crate) struct Database {
     exclusive: Mutex<ExclusiveWal>,
     opened: open::Cost,
     pub(crate) last_error: Mutex<Option<String>>,
+    /// A commit whose last header is not in the WAL yet.
+    held: Mutex<Option<strict::HeldCommit>>,
     /// Who held the lease when it was last refused.
     pub(crate) holder: Mutex<Option<String>>,
     /// Where commits that lost the log were put.
@@ -208,7 +216,7 @@ impl Database {
 
     /// Before a write into the WAL file. A header (offset 0) ends the generation that the file holds; a frame header is
     /// remembered for connections that have no shared wal-index. `exclusive`: this connection makes no xShmLock calls.
-    pub(crate) fn before_wal_write(&self, offset: u64, bytes: &[u8], exclusive: bool) -> Result<()> {
+    fn before_wal_write(&self, offset: u64, bytes: &[u8], exclusive: bool) -> Result<()> {
         if exclusive {
             self.ensure_right()?;
         } else if exclusive::commit_in(offset, bytes, self.page_size).is_some() && !self.has_right() {
@@ -249,7 +257,9 @@ impl Database {
                 self.call_uploader(Instant::now() + self.until_due(now).max(GATHER));
                 Ok(())
             }
-            Durability::Commit | Durability::Strict => self.wait_until_durable(DURABLE_WAIT).inspect_err(|e| {
+            // The bucket had it before SQLite published it.
+            Durability::Strict => Ok(()),
+            Durability::Commit => self.wait_until_durable(DURABLE_WAIT).inspect_err(|e| {
                 self.note_error(e);
                 self.poison(e);
             }),
@@ -275,6 +285,11 @@ impl Database {
         if let Some(turn) = self.as_turn() {
             pump::forget(&turn);
         }
+    }
+
+    /// Our own handle's view of the wal-index.
+    pub(crate) fn wal_index(&self) -> Option<Arc<dyn WalIndex>> {
+        self.index.lock().clone()
     }
 
     /// Keeps the writers of all processes out while the result lives; `None` if one is writing, or where that cannot be known.

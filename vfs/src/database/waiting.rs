@@ -66,7 +66,7 @@ impl Database {
         capture.serial_of(&self.shared, self.committed().as_ref())
     }
 
-    fn not_durable(&self, limit: Duration) -> Error {
+    pub(super) fn not_durable(&self, limit: Duration) -> Error {
         let why = self.last_error.lock().clone().unwrap_or_else(|| "the upload is still under way".to_owned());
         let ms = limit.as_millis();
         Error::new(

@@ -111,7 +111,9 @@ impl Connection {
         if let Err(error) = self.database.before_exclusive() {
             return self.refuse(Callback::Exclusive, &error);
         }
-        self.own.suspend();
+        if !self.own.suspend() {
+            return ffi::BUSY;
+        }
         let code = self.base.lock(level);
         if code == ffi::OK {
             self.level.store(level, Ordering::Relaxed);

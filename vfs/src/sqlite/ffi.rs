@@ -123,7 +123,6 @@ pub(super) const IOERR_LOCK: c_int = IOERR | (15 << 8);
 pub(super) const IOERR_CLOSE: c_int = IOERR | (16 << 8);
 pub(super) const IOERR_SHMLOCK: c_int = IOERR | (20 << 8);
 pub(super) const IOERR_SHMMAP: c_int = IOERR | (21 << 8);
-pub(super) const IOERR_MMAP: c_int = IOERR | (24 << 8);
 /// The extension stays in the process after the connection that loaded it is closed.
 pub(super) const OK_LOAD_PERMANENTLY: c_int = 256;
 

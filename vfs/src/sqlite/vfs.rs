@@ -362,9 +362,10 @@ unsafe extern "C" fn last_error(_vfs: *mut Vfs, size: c_int, out: *mut c_char) -
 }
 
 unsafe extern "C" fn full_pathname(_vfs: *mut Vfs, name: *const c_char, size: c_int, out: *mut c_char) -> c_int {
-    // SAFETY: called by SQLite; handed through as it came. The same holds for the methods that follow.
     guard("xFullPathname", ffi::CANTOPEN, || {
-        base().map_or(ffi::CANTOPEN, |b| unsafe { b.full_pathname(name, size, out) })
+        let Some(base) = base() else { return ffi::CANTOPEN };
+        // SAFETY: called by SQLite; handed through as it came. The same holds for the methods that follow.
+        unsafe { base.full_pathname(name, size, out) }
     })
 }
 
@@ -416,9 +417,10 @@ unsafe extern "C" fn current_time_int64(_vfs: *mut Vfs, out: *mut i64) -> c_int 
 }
 
 unsafe extern "C" fn set_system_call(_vfs: *mut Vfs, name: *const c_char, call: SystemCall) -> c_int {
-    // SAFETY: as for `current_time_int64`.
     guard("xSetSystemCall", ffi::NOTFOUND, || {
-        base().map_or(ffi::NOTFOUND, |b| unsafe { b.set_system_call(name, call) })
+        let Some(base) = base() else { return ffi::NOTFOUND };
+        // SAFETY: as for `current_time_int64`.
+        unsafe { base.set_system_call(name, call) }
     })
 }
 

@@ -10,6 +10,7 @@
 //!   the file is removed at the next open.
 
 pub(crate) mod driver;
+mod fast_forward;
 mod lease;
 pub(crate) mod pump;
 
@@ -20,6 +21,8 @@ use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::capture::frames::HeldHeader;
+use crate::capture::index::Committed;
 use crate::capture::{Capture, Freeze};
 use crate::database::{DURABLE_WAIT, Database};
 use crate::error::{Error, ErrorKind, Result};
@@ -140,8 +143,15 @@ impl Database {
 
     /// Freezes everything committed into one delta.
     pub(crate) fn freeze_committed(&self) -> Result<Option<Envelope>> {
+        self.freeze(None, None)
+    }
+
+    /// Freezes everything up to a commit, by default the last one that is published, into one delta.
+    pub(crate) fn freeze(&self, commit: Option<Committed>, held: Option<HeldHeader>) -> Result<Option<Envelope>> {
         let mut capture = self.capture.lock_within(DURABLE_WAIT, "the capture lock")?;
         let waiting = self.shared.waiting_since();
+        let committed = commit.or_else(|| self.committed());
+        capture.catch_up(&self.shared, committed.as_ref())?;
         let how = Freeze {
             txid: self.shared.frozen().next(),
             former_pages: self.shared.frozen_pages(),
@@ -150,8 +160,7 @@ impl Database {
             base: &|pgno: Pgno, page: &mut [u8]| self.cache.read_present(pgno, page),
         };
         self.shared.set_waiting_since(BootTime::default());
-        let committed = self.committed();
-        match capture.freeze(&self.shared, committed.as_ref(), &how) {
+        match capture.freeze(&self.shared, committed.as_ref(), held, &how) {
             Ok(frozen) => {
                 if frozen.is_some() {
                     self.shared.set_last_timestamp_ms(how.timestamp_ms);
