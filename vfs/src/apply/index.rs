@@ -134,7 +134,13 @@ impl IndexHeader {
     }
 
     /// With more frames committed.
-    pub(crate) fn committed(mut self, wal: &WalHeader, frames: u32, checksum: Checksum, pages: PageCount) -> IndexHeader {
+    pub(crate) fn committed(
+        mut self,
+        wal: &WalHeader,
+        frames: u32,
+        checksum: Checksum,
+        pages: PageCount,
+    ) -> IndexHeader {
         let bytes = wal.page_size.bytes();
         let [low, high] = ((bytes & 0xff00 | bytes >> 16) as u16).to_ne_bytes();
         self.0[0] = VERSION;

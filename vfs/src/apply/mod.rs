@@ -237,8 +237,10 @@ impl Apply<'_> {
     fn note_empty(&self, pages: PageCount, timestamp_ms: i64, capture: &Capture) -> Result<Progress> {
         let known = self.header.pages();
         if known != pages && known != PageCount(0) {
-            let message =
-                format!("delta {} is empty and changes the database's size from {} to {} pages", self.id.txid, known.0, pages.0);
+            let message = format!(
+                "delta {} is empty and changes the database's size from {} to {} pages",
+                self.id.txid, known.0, pages.0
+            );
             return Err(Error::new(ErrorKind::Corrupt, message));
         }
         let position = Position { pages, ..self.position };
@@ -299,9 +301,7 @@ impl Apply<'_> {
     }
 
     fn progress(&self, frames: u32, pages: PageCount, end: WalEnd, restarted: bool) -> Progress {
-        let bytes = |frames: u32| {
-            u64::from(frames) * (FRAME_HEADER as u64 + u64::from(self.applier.page_size.bytes()))
-        };
+        let bytes = |frames: u32| u64::from(frames) * (FRAME_HEADER as u64 + u64::from(self.applier.page_size.bytes()));
         let backfilled = self.index.region(0).map_or(0, index::backfilled);
         let checkpoint = if bytes(end.frames) >= RESTART_BYTES {
             Some(Checkpoint::Restart)

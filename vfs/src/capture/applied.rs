@@ -141,9 +141,7 @@ impl AppliedFile {
 
     fn slots(&self) -> Result<Slots> {
         let mut bytes = [0; 2 * SLOT as usize];
-        self.file
-            .read_exact_at(&mut bytes, 0)
-            .map_err(|e| Error::local(format_args!("reading {}", self.name), &e))?;
+        self.file.read_exact_at(&mut bytes, 0).map_err(|e| Error::local(format_args!("reading {}", self.name), &e))?;
         Ok([decode(&bytes[..RECORD]), decode(&bytes[SLOT as usize..][..RECORD])])
     }
 

@@ -20,7 +20,10 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use super::base::{BaseFile, BaseVfs};
 use super::ffi;
 use super::filename::Filename;
+use super::index_writer::WriteLocked;
+use crate::apply::index::IndexWriter;
 use crate::database::WalIndex;
+use crate::error::Result;
 use crate::log;
 
 /// How long a connection that wants EXCLUSIVE waits for the engine to let writers in again.
@@ -198,6 +201,15 @@ impl WalIndex for OwnHandle {
         }
         state.holds_write = false;
         self.write_released.notify_all();
+    }
+
+    fn writer(&self) -> Result<Option<Box<dyn IndexWriter + '_>>> {
+        let state = self.state.lock();
+        let (Some(OpenFile { file, .. }), Some(_)) = (&state.file, &state.region) else { return Ok(None) };
+        let file = *file;
+        // SAFETY: the file stays open and mapped, and is called, only with the lock that goes along.
+        let locked = unsafe { WriteLocked::try_lock(file, state)? };
+        Ok(locked.map(|locked| Box::new(locked) as Box<dyn IndexWriter + '_>))
     }
 }
 

@@ -203,7 +203,8 @@ pub(super) fn create(db: &Connection, rows: u32) {
 pub(super) fn step(db: &Connection, k: u64) {
     let k = i64::try_from(k).expect("a small number");
     db.execute_batch("BEGIN IMMEDIATE").expect("begun");
-    db.execute("UPDATE t SET n = n + ?1, b = randomblob(100 + ?1 % 150) WHERE id % 61 = ?1 % 61", [k]).expect("updated");
+    db.execute("UPDATE t SET n = n + ?1, b = randomblob(100 + ?1 % 150) WHERE id % 61 = ?1 % 61", [k])
+        .expect("updated");
     db.execute("INSERT INTO t(n, b) VALUES(?1, randomblob(300))", [k]).expect("inserted");
     db.execute("DELETE FROM t WHERE id IN (SELECT id FROM t ORDER BY id LIMIT ?1 % 3)", [k]).expect("deleted");
     db.execute("UPDATE state SET k = ?1, (total, bytes) = (SELECT sum(n), sum(length(b)) FROM t)", [k]).expect("noted");
@@ -235,8 +236,7 @@ pub(super) fn check_integrity(db: &Connection) {
 pub(super) fn check_same(one: &Bed, two: &Bed) {
     for bed in [one, two] {
         check_integrity(&bed.db);
-        let busy: i64 =
-            bed.db.query_row("PRAGMA wal_checkpoint(FULL)", [], |row| row.get(0)).expect("a checkpoint");
+        let busy: i64 = bed.db.query_row("PRAGMA wal_checkpoint(FULL)", [], |row| row.get(0)).expect("a checkpoint");
         assert_eq!(busy, 0, "not everything is backfilled");
     }
     let cmp = std::process::Command::new("cmp").arg(one.layout.main()).arg(two.layout.main()).output().expect("cmp");

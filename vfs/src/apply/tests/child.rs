@@ -69,7 +69,8 @@ fn be_a_child() {
         }
         ["spill", database] => {
             let db = bed::connect(Path::new(database), 4096);
-            db.execute_batch("PRAGMA cache_size=5; BEGIN IMMEDIATE; UPDATE t SET b = randomblob(900)").expect("spilled");
+            db.execute_batch("PRAGMA cache_size=5; BEGIN IMMEDIATE; UPDATE t SET b = randomblob(900)")
+                .expect("spilled");
             kill_myself();
         }
         ["backfill", database] => {
