@@ -24,6 +24,9 @@ mod outbox;
 mod runtime;
 mod upload;
 
+mod file_lock;
+mod words;
+
 mod log;
 
 pub use config::{Config, Durability};
