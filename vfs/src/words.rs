@@ -81,7 +81,7 @@ impl Words {
         allocate(&file, 0, STEP * WORD_BYTES).map_err(|e| failed(&e))?;
         let words = Words { path: path.into(), file, segments: Default::default(), growing: Mutex::new(()) };
         words.segment(0)?;
-        words.word(LEN).map_or_else(|| Err(words.broken("it is empty")), |w| Ok(w.store(STEP, Ordering::Release)))?;
+        words.header(LEN).store(STEP, Ordering::Release);
         words.header(MAGIC).store(magic, Ordering::Release);
         words.grow(len)?;
         Ok(words)
@@ -131,7 +131,7 @@ impl Words {
 
     /// The word at `index`; `None` beyond the length, or where no address space is left to map it.
     pub(crate) fn word(&self, index: u64) -> Option<&AtomicU64> {
-        if index >= self.len() && index != LEN {
+        if index >= self.len() {
             return None;
         }
         let segment = segment_of(index);
@@ -160,9 +160,8 @@ impl Words {
         if segment_of(new - 1) >= SEGMENTS {
             return Err(self.broken(&format!("{new} words are more than it can hold")));
         }
-        allocate(&self.file, old * WORD_BYTES, (new - old) * WORD_BYTES).map_err(|e| {
-            Error::local(format!("growing {} to {} bytes", self.path.display(), new * WORD_BYTES), &e)
-        })?;
+        allocate(&self.file, old * WORD_BYTES, (new - old) * WORD_BYTES)
+            .map_err(|e| Error::local(format!("growing {} to {} bytes", self.path.display(), new * WORD_BYTES), &e))?;
         for segment in segment_of(old - 1)..=segment_of(new - 1) {
             self.segment(segment)?;
         }

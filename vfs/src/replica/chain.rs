@@ -151,11 +151,16 @@ mod tests {
 
     #[test]
     fn a_gap_is_an_error_that_names_the_missing_transaction() {
-        for names in [&[(9, 1, 5), (0, 6, 6), (0, 8, 8)][..], &[(9, 1, 6), (1, 8, 9)], &[(0, 1, 6), (9, 7, 9), (0, 8, 8)]] {
+        for names in
+            [&[(9, 1, 5), (0, 6, 6), (0, 8, 8)][..], &[(9, 1, 6), (1, 8, 9)], &[(0, 1, 6), (9, 7, 9), (0, 8, 8)]]
+        {
             let error = refused(names, None);
             assert_eq!(error.kind(), ErrorKind::Corrupt);
             assert!(error.to_string().contains("transaction 0000000000000007"), "{error}");
         }
+        let before_the_target = refused(&[(0, 1, 1), (0, 3, 3)], Some(3));
+        assert_eq!(before_the_target.kind(), ErrorKind::Corrupt);
+        assert!(before_the_target.to_string().contains("gap"), "{before_the_target}");
         // A log without its beginning is not an empty log.
         assert!(refused(&[(0, 2, 2)], None).to_string().contains("transaction 0000000000000001"));
         assert!(refused(&[(9, 7, 9)], None).to_string().contains("0000000000000001"));

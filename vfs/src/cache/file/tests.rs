@@ -1,0 +1,576 @@
+#![allow(clippy::unwrap_used)] // A failure here is a failed test.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use fastrand::Rng;
+use proptest::prelude::{ProptestConfig, any, proptest};
+
+use super::*;
+use crate::page::TxId;
+use crate::replica::bed::{Bucket, Get, History, PAGE, content, indexes, name};
+use crate::replica::fetch::NoLocalObjects;
+use crate::replica::names::Replica;
+
+const BYTES: u64 = 4096;
+
+/// A bucket with a history in it, and a directory for caches.
+struct Bed {
+    bucket: Arc<Bucket>,
+    replica: Replica,
+    history: History,
+    dir: tempfile::TempDir,
+}
+
+impl Bed {
+    fn empty() -> Bed {
+        let bucket = Bucket::new();
+        let replica = Replica::new(bucket.clone(), "db");
+        Bed { bucket, replica, history: History::default(), dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// One snapshot of so many pages.
+    fn of(pages: u32) -> Bed {
+        let mut bed = Bed::empty();
+        bed.commit(pages, 1..=pages);
+        bed
+    }
+
+    /// One more transaction, in a delta of its own.
+    fn commit(&mut self, size: u32, pages: impl IntoIterator<Item = u32>) -> u64 {
+        let txid = self.history.head() + 1;
+        self.history.commit(txid, size, pages);
+        self.history.put(&self.bucket, &self.replica, 0, txid, txid);
+        txid
+    }
+
+    fn main(&self) -> PathBuf {
+        self.dir.path().join("app.db")
+    }
+
+    fn source(&self) -> PageSource {
+        PageSource::new(self.replica.clone(), Arc::new(NoLocalObjects), Duration::from_secs(30))
+    }
+
+    /// Opens cold as of a transaction, or of the head.
+    fn cold(&self, target: Option<u64>) -> CacheFile {
+        let dir = self.dir.path();
+        let map = PageMap::create(dir, PAGE).unwrap();
+        map.rebuild(&indexes(&self.replica, target).unwrap()).unwrap();
+        let cache = CacheFile::create(dir, &self.main(), map, self.source()).unwrap();
+        self.bucket.take_gets();
+        cache
+    }
+
+    fn warm(&self) -> Result<CacheFile, NotUsable> {
+        CacheFile::open(self.dir.path(), &self.main(), PageMap::open(self.dir.path())?, self.source())
+    }
+
+    /// Applies one transaction's delta to the map, as after the checkpoint that wrote its pages.
+    fn merge(&self, cache: &CacheFile, txid: u64) {
+        let listed = crate::replica::bed::run(self.replica.list()).unwrap();
+        let listed = listed.into_iter().find(|object| object.name == name(0, txid, txid)).unwrap();
+        cache.map().apply(&[crate::replica::bed::run(self.replica.index(&listed)).unwrap()]).unwrap();
+        self.bucket.take_gets();
+    }
+}
+
+/// What a checkpoint of SQLite's does with a page.
+fn checkpoint(cache: &CacheFile, pgno: u32, page: &[u8]) {
+    let start = u64::from(pgno - 1) * BYTES;
+    let code = cache.write(start..start + BYTES, &mut || {
+        cache.file.write_all_at(page, start).unwrap();
+        0
+    });
+    assert_eq!(code.unwrap(), 0);
+}
+
+fn page(cache: &CacheFile, pgno: u32) -> Vec<u8> {
+    cache.page(Pgno(pgno)).unwrap()
+}
+
+/// That no bytes were asked for twice; a request may reach into what follows by the rounding of a length.
+fn assert_nothing_twice(gets: &[Get], step: u64) {
+    let mut ranges: Vec<_> = gets.iter().map(|get| (get.name.clone(), get.range.clone().unwrap())).collect();
+    ranges.sort_by_key(|(name, range)| (name.clone(), range.start));
+    for pair in ranges.windows(2) {
+        let [(a, first), (b, second)] = pair else { unreachable!() };
+        assert!(a != b || first.end < second.start + step, "{a}: {first:?} and {second:?}");
+    }
+}
+
+/// Yields until it holds; fails after a bounded number of looks.
+fn until(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..20_000_000 {
+        if holds() {
+            return;
+        }
+        std::thread::yield_now();
+    }
+    panic!("never came: {what}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Histories with several levels, overlapping objects, shrinking and growing, read in random order at every target.
+    #[test]
+    fn every_page_of_every_state_is_read_right_and_fetched_once(seed in any::<u64>()) {
+        let mut rng = Rng::with_seed(seed);
+        let mut bed = Bed::empty();
+        bed.history = History::random(&mut rng, 12);
+        bed.history.put_randomly(&bed.bucket, &bed.replica, &mut rng);
+        for target in 1..=bed.history.head() {
+            if indexes(&bed.replica, Some(target)).is_none() {
+                continue; // The state exists only inside a compacted object.
+            }
+            let cache = bed.cold(Some(target));
+            let state = bed.history.state(target);
+            assert_eq!((cache.map().txid(), cache.total().0), (TxId(target), state.len() as u32));
+            let mut order: Vec<u32> = (1..=state.len() as u32).collect();
+            rng.shuffle(&mut order);
+            for pgno in &order {
+                assert!(page(&cache, *pgno) == state[*pgno as usize - 1], "page {pgno} as of {target}, seed {seed}");
+            }
+            assert_nothing_twice(&bed.bucket.take_gets(), cache.map().len_step().into());
+            assert_eq!(cache.present(), state.len() as u32);
+            for pgno in order {
+                assert!(page(&cache, pgno) == state[pgno as usize - 1]);
+            }
+            assert!(bed.bucket.take_gets().is_empty());
+        }
+        assert!(indexes(&bed.replica, None).is_some());
+    }
+
+    /// Reads, checkpoints, forgetting, eviction and truncation at random against the model, through two openings.
+    #[test]
+    fn whatever_is_written_forgotten_and_evicted_reads_are_right(seed in any::<u64>()) {
+        let mut rng = Rng::with_seed(seed);
+        let mut bed = Bed::of(50);
+        let cache = [bed.cold(None), bed.warm().unwrap()];
+        for _ in 0..60 {
+            let one = &cache[rng.usize(..2)];
+            let size = bed.history.state(bed.history.head()).len() as u32;
+            let pgno = rng.u32(1..=size);
+            match rng.u8(..10) {
+                0 => one.forget([Pgno(pgno)]).unwrap(),
+                1 | 2 => {
+                    let (unit, stamp) = one.unit(Pgno(pgno));
+                    assert!(one.evict(unit, stamp).unwrap());
+                }
+                3 => one.clear_all().unwrap(),
+                4 | 5 => {
+                    let new_size = if rng.bool() { size } else { rng.u32(1..80) };
+                    let changed: Vec<u32> = (1..=new_size).filter(|&p| p > size || rng.u8(..8) == 0).collect();
+                    let txid = bed.commit(new_size, changed);
+                    for (pgno, bytes) in &bed.history.writes[txid as usize - 1] {
+                        let mut bytes = bytes.clone();
+                        if *pgno == 1 {
+                            bytes[..16].copy_from_slice(&MASK);
+                        }
+                        checkpoint(one, *pgno, &bytes);
+                    }
+                    let bytes = u64::from(new_size) * BYTES;
+                    one.truncate(bytes, &mut || { one.file.set_len(bytes).unwrap(); 0 }).unwrap();
+                    bed.merge(one, txid);
+                }
+                _ => assert!(page(one, pgno) == bed.history.state(bed.history.head())[pgno as usize - 1], "seed {seed}"),
+            }
+        }
+        for one in &cache {
+            let state = bed.history.state(bed.history.head());
+            assert_eq!(one.total().0, state.len() as u32);
+            for (at, expected) in state.iter().enumerate() {
+                assert!(&page(one, at as u32 + 1) == expected, "page {} at the end, seed {seed}", at + 1);
+            }
+            let counted = one.present();
+            one.recount();
+            assert_eq!(counted, one.present());
+        }
+    }
+}
+
+#[test]
+fn a_cold_open_reads_only_touched_pages() {
+    let bed = Bed::of(200);
+    let cache = bed.cold(None);
+    assert_eq!((cache.present(), cache.total()), (0, PageCount(200)));
+    page(&cache, 150);
+    assert_eq!(bed.bucket.take_gets().len(), 1);
+    assert_eq!(cache.present(), 16);
+    assert_eq!(cache.file.metadata().unwrap().len(), 200 * BYTES);
+    assert!(cache.file.metadata().unwrap().blocks() * 512 < 40 * BYTES);
+}
+
+#[test]
+fn threads_that_miss_pages_of_one_run_share_one_request() {
+    let bed = Bed::of(32);
+    let cache = bed.cold(None);
+    let gate = bed.bucket.hold();
+    std::thread::scope(|scope| {
+        scope.spawn(|| page(&cache, 1));
+        until("the first request", || bed.bucket.under_way().0 == 1);
+        let others: Vec<_> = (0..7u32)
+            .map(|n| {
+                (
+                    n,
+                    scope.spawn({
+                        let cache = &cache;
+                        move || page(cache, 1 + 2 * n)
+                    }),
+                )
+            })
+            .collect();
+        until("seven waiting threads", || cache.flights.waiters(Pgno(1)) == 7);
+        gate.open();
+        for (n, other) in others {
+            assert!(other.join().unwrap() == content(1 + 2 * n, 1));
+        }
+    });
+    assert_eq!(bed.bucket.take_gets().len(), 1);
+}
+
+#[test]
+fn those_who_wait_get_the_error_and_the_next_read_tries_again() {
+    let bed = Bed::of(32);
+    let cache = bed.cold(None);
+    let object = bed.replica.ltx(&name(0, 1, 1));
+    let at = cache.map().location(Pgno(3)).unwrap().offset as usize + 3;
+    bed.bucket.tamper(&object, |bytes| bytes[at] ^= 1);
+    let gate = bed.bucket.hold();
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| cache.page(Pgno(3)));
+        until("the request", || bed.bucket.under_way().0 == 1);
+        let second = scope.spawn(|| cache.page(Pgno(3)));
+        until("a waiting thread", || cache.flights.waiters(Pgno(3)) == 1);
+        gate.open();
+        for reader in [first, second] {
+            let error = reader.join().unwrap().unwrap_err();
+            assert!(error.to_string().contains("page 3"), "{error}");
+        }
+    });
+    bed.bucket.tamper(&object, |bytes| bytes[at] ^= 1);
+    assert!(page(&cache, 3) == content(3, 1));
+}
+
+/// As an eviction by another process between the check of the bits and the read.
+#[test]
+fn a_read_that_met_an_eviction_is_done_again() {
+    let bed = Bed::of(32);
+    let cache = bed.cold(None);
+    page(&cache, 20);
+    let runs = Cell::new(0);
+    let mut bytes = vec![0; BYTES as usize];
+    let range = 19 * BYTES..20 * BYTES;
+    let code = cache.read(range.clone(), &mut || {
+        runs.set(runs.get() + 1);
+        if runs.get() == 1 {
+            let (unit, stamp) = cache.unit(Pgno(20));
+            assert!(cache.evict(unit, stamp).unwrap());
+        }
+        cache.file.read_exact_at(&mut bytes, range.start).unwrap();
+        42
+    });
+    assert_eq!((code.unwrap(), runs.get()), (42, 2));
+    assert!(bytes == content(20, 1));
+}
+
+#[test]
+fn readers_never_see_a_hole_while_units_are_evicted_through_another_opening() {
+    let bed = Bed::of(32);
+    let (cache, other) = (bed.cold(None), bed.warm().unwrap());
+    let (expected, done) = ([content(5, 1), content(25, 1)], AtomicBool::new(false));
+    let reads = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for at in 0..2 {
+            let (cache, expected, done, reads) = (&cache, &expected, &done, &reads);
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    assert!(page(cache, [5, 25][at]) == expected[at]);
+                    reads.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let mut evicted = 0;
+        while evicted < 2000 || reads.load(Ordering::Relaxed) < 100 {
+            for pgno in [5, 25] {
+                let (unit, stamp) = other.unit(Pgno(pgno));
+                evicted += u32::from(other.evict(unit, stamp).unwrap());
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn an_eviction_decided_before_a_checkpoint_wrote_is_not_carried_out() {
+    let bed = Bed::of(32);
+    let cache = bed.cold(None);
+    page(&cache, 20);
+    let (unit, seen) = cache.unit(Pgno(20));
+    checkpoint(&cache, 20, &content(20, 9));
+    assert!(!cache.evict(unit, seen).unwrap());
+    assert!(page(&cache, 20) == content(20, 9));
+}
+
+/// Fetches page 20 and, while the request is under way, does something; returns the page that the reader got.
+fn while_fetching(bed: &Bed, cache: &CacheFile, meanwhile: impl FnOnce()) -> Vec<u8> {
+    let gate = bed.bucket.hold();
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| page(cache, 20));
+        until("the request", || bed.bucket.under_way().0 == 1);
+        meanwhile();
+        gate.open();
+        reader.join().unwrap()
+    })
+}
+
+#[test]
+fn a_fill_does_not_write_over_what_a_checkpoint_wrote_meanwhile() {
+    let bed = Bed::of(32);
+    let cache = bed.cold(None);
+    let got = while_fetching(&bed, &cache, || checkpoint(&cache, 20, &content(20, 2)));
+    assert!(got == content(20, 2));
+    assert!(page(&cache, 21) == content(21, 1));
+    assert_eq!(bed.bucket.take_gets().len(), 1, "a write of one page does not spoil the fetch of its neighbours");
+}
+
+#[test]
+fn a_fill_does_not_bring_back_what_was_replaced_and_evicted_meanwhile() {
+    let mut bed = Bed::of(32);
+    let cache = bed.cold(None);
+    let first = bed.history.clone();
+    let txid = bed.commit(32, [20]);
+    // The index has to be there before requests are held up.
+    let bytes = bed.history.object(0, txid, txid);
+    let generation = crate::replica::bed::run(bed.replica.list()).unwrap().last().unwrap().meta.generation;
+    let index = crate::replica::index_fetch::ObjectIndex::decode(
+        name(0, txid, txid),
+        Some(generation),
+        bytes.len() as u64,
+        &bytes,
+        &bytes,
+    );
+    let got = while_fetching(&bed, &cache, || {
+        checkpoint(&cache, 20, &content(20, txid));
+        cache.map().apply(&[index.unwrap()]).unwrap();
+        let (unit, stamp) = cache.unit(Pgno(20));
+        assert!(cache.evict(unit, stamp).unwrap());
+    });
+    assert!(got != first.state(1)[19], "the old page came back");
+    assert!(got == content(20, txid));
+}
+
+#[test]
+fn two_openings_share_what_is_present() {
+    let bed = Bed::of(32);
+    let one = bed.cold(None);
+    let two = bed.warm().unwrap();
+    for pgno in 1..=32 {
+        page(&one, pgno);
+    }
+    bed.bucket.take_gets();
+    for pgno in 1..=32 {
+        assert!(page(&two, pgno) == content(pgno, 1));
+    }
+    assert!(bed.bucket.take_gets().is_empty());
+    two.forget([Pgno(4)]).unwrap();
+    assert_eq!((one.present(), two.present()), (31, 31));
+    page(&one, 4);
+    assert_eq!(bed.bucket.take_gets().len(), 1);
+}
+
+#[test]
+fn a_warm_open_of_a_valid_cache_asks_the_bucket_for_nothing() {
+    let bed = Bed::of(32);
+    let cache = bed.cold(None);
+    (1..=32).for_each(|pgno| drop(page(&cache, pgno)));
+    drop(cache);
+    bed.bucket.take_gets();
+    let cache = bed.warm().unwrap();
+    (1..=32).for_each(|pgno| assert!(page(&cache, pgno) == content(pgno, 1)));
+    assert!(bed.bucket.take_gets().is_empty());
+}
+
+#[test]
+fn a_cache_that_is_not_what_was_left_is_not_usable_and_says_why() {
+    let refused = |spoil: &dyn Fn(&Bed), why: &str| {
+        let bed = Bed::of(32);
+        drop(page(&bed.cold(None), 1));
+        spoil(&bed);
+        let found = bed.warm().unwrap_err().0;
+        assert!(found.contains(why), "{why}: {found}");
+        let cache = bed.cold(None);
+        assert!(page(&cache, 7) == content(7, 1));
+    };
+    let open = |bed: &Bed| OpenOptions::new().write(true).open(bed.main()).unwrap();
+    refused(&|bed| std::fs::remove_file(bed.main()).unwrap(), "No such file");
+    refused(&|bed| open(bed).set_len(0).unwrap(), "0 bytes long, but 131072 were there");
+    refused(&|bed| open(bed).set_len(31 * BYTES).unwrap(), "bytes long, but");
+    refused(&|bed| open(bed).write_all_at(&MAGIC, 0).unwrap(), "first bytes");
+    let replaced = |bed: &Bed| {
+        let copy = bed.dir.path().join("copy");
+        std::fs::copy(bed.main(), &copy).unwrap();
+        std::fs::rename(copy, bed.main()).unwrap();
+    };
+    refused(&replaced, "not the one that the cache was made for");
+    for file in ["presence", "map", "objects"] {
+        refused(&|bed| std::fs::remove_file(bed.dir.path().join(file)).unwrap(), file);
+        refused(&|bed| std::fs::write(bed.dir.path().join(file), "junk").unwrap(), file);
+    }
+}
+
+#[test]
+fn a_cache_whose_making_was_cut_short_is_not_usable() {
+    let bed = Bed::of(32);
+    let cache = bed.cold(None);
+    page(&cache, 7);
+    drop(cache);
+    // Its last file cannot be made; the main file has been emptied by then.
+    std::fs::create_dir(bed.dir.path().join("presence.new")).unwrap();
+    let map = PageMap::open(bed.dir.path()).unwrap();
+    assert!(CacheFile::create(bed.dir.path(), &bed.main(), map, bed.source()).is_err());
+    assert!(bed.warm().unwrap_err().0.contains("presence"));
+}
+
+#[test]
+fn page_1_is_masked_on_disk_only() {
+    let bed = Bed::of(3);
+    let cache = bed.cold(None);
+    assert!(page(&cache, 1) == content(1, 1));
+    let mut on_disk = vec![0; BYTES as usize];
+    cache.file.read_exact_at(&mut on_disk, 0).unwrap();
+    assert_eq!(on_disk[..16], MASK);
+    assert!(on_disk[16..] == content(1, 1)[16..]);
+}
+
+#[test]
+fn a_truncation_forgets_the_pages_and_growth_brings_zeros() {
+    let bed = Bed::of(40);
+    let cache = bed.cold(None);
+    (1..=40).for_each(|pgno| drop(page(&cache, pgno)));
+    let size = 20 * BYTES;
+    let cut = |code: i32| {
+        cache.truncate(size, &mut || {
+            if code == 0 {
+                cache.file.set_len(size).unwrap();
+            }
+            code
+        })
+    };
+    assert_eq!(cut(10).unwrap(), 10);
+    assert_eq!(cut(0).unwrap(), 0);
+    assert_eq!((cache.total(), cache.present(), cache.map().pages()), (PageCount(20), 20, PageCount(20)));
+    cache.set_size(PageCount(40)).unwrap();
+    assert!(page(&cache, 20) == content(20, 1));
+    assert!(page(&cache, 21) == vec![0; BYTES as usize] && page(&cache, 40) == vec![0; BYTES as usize]);
+}
+
+#[test]
+fn a_distrusted_cache_is_read_again_from_the_bucket() {
+    let bed = Bed::of(40);
+    let cache = bed.cold(None);
+    (1..=40).for_each(|pgno| drop(page(&cache, pgno)));
+    cache.file.write_all_at(&[1; 9000], 50_000).unwrap();
+    cache.clear_all().unwrap();
+    assert_eq!((cache.present(), cache.total()), (0, PageCount(40)));
+    assert_eq!(cache.file.metadata().unwrap().blocks(), 0);
+    (1..=40).for_each(|pgno| assert!(page(&cache, pgno) == content(pgno, 1)));
+}
+
+#[test]
+fn a_range_of_several_pages_and_units_is_read_whole() {
+    let bed = Bed::of(64);
+    let cache = bed.cold(None);
+    let range = 10 * BYTES + 5..50 * BYTES + 7;
+    let mut bytes = vec![0; (range.end - range.start) as usize];
+    cache
+        .read(range.clone(), &mut || {
+            cache.file.read_exact_at(&mut bytes, range.start).unwrap();
+            0
+        })
+        .unwrap();
+    let all: Vec<u8> = (1..=64).flat_map(|pgno| content(pgno, 1)).collect();
+    assert!(bytes == all[range.start as usize..range.end as usize]);
+    // Beyond the end everything is left to the base.
+    assert_eq!(cache.read(64 * BYTES..65 * BYTES, &mut || 522).unwrap(), 522);
+    assert_eq!(cache.read(63 * BYTES..65 * BYTES, &mut || 522).unwrap(), 522);
+}
+
+#[test]
+fn a_write_of_part_of_a_missing_page_keeps_the_rest_of_it() {
+    let bed = Bed::of(32);
+    let cache = bed.cold(None);
+    let start = 4 * BYTES + 100;
+    cache
+        .write(start..start + 10, &mut || {
+            cache.file.write_all_at(&[9; 10], start).unwrap();
+            0
+        })
+        .unwrap();
+    let mut expected = content(5, 1);
+    expected[100..110].fill(9);
+    assert!(page(&cache, 5) == expected);
+    // From within a page on to the end of the next one.
+    let (unit, stamp) = cache.unit(Pgno(7));
+    assert!(cache.evict(unit, stamp).unwrap());
+    checkpoint_bytes(&cache, 6 * BYTES + 50, 2 * BYTES - 50);
+    assert!(page(&cache, 7)[..50] == content(7, 1)[..50]);
+    // A write over the border of two units.
+    checkpoint_bytes(&cache, 15 * BYTES, 2 * BYTES);
+    assert!(page(&cache, 16) == vec![3; BYTES as usize] && page(&cache, 17) == vec![3; BYTES as usize]);
+}
+
+fn checkpoint_bytes(cache: &CacheFile, start: u64, len: u64) {
+    let write = &mut || {
+        cache.file.write_all_at(&vec![3; len as usize], start).unwrap();
+        0
+    };
+    cache.write(start..start + len, write).unwrap();
+}
+
+#[test]
+fn a_write_that_failed_makes_no_page_present() {
+    let bed = Bed::of(32);
+    let cache = bed.cold(None);
+    assert_eq!(cache.write(4 * BYTES..5 * BYTES, &mut || 778).unwrap(), 778);
+    assert_eq!(cache.present(), 0);
+    assert!(page(&cache, 5) == content(5, 1));
+}
+
+#[test]
+fn a_checkpoint_beyond_the_end_grows_the_cache() {
+    let bed = Bed::of(2);
+    let cache = bed.cold(None);
+    let far = 600_000;
+    checkpoint(&cache, far, &content(far, 2));
+    assert_eq!(cache.total(), PageCount(far));
+    assert!(page(&cache, far) == content(far, 2));
+    assert!(page(&cache, far - 1) == vec![0; BYTES as usize]);
+    assert!(page(&bed.warm().unwrap(), far) == content(far, 2));
+}
+
+#[test]
+fn an_object_that_is_gone_is_planned_around_to_the_same_state() {
+    let mut bed = Bed::of(32);
+    bed.commit(32, [3, 4]);
+    let cache = Arc::new(bed.cold(None));
+    bed.history.put(&bed.bucket, &bed.replica, 1, 1, 2);
+    bed.bucket.remove(&bed.replica.ltx(&name(0, 2, 2)));
+    let error = cache.page(Pgno(3)).unwrap_err();
+    assert!(error.to_string().contains("0/0000000000000002-0000000000000002.ltx"), "{error}");
+
+    let (replica, weak) = (bed.replica.clone(), Arc::downgrade(&cache));
+    let planned = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&planned);
+    cache.on_moved(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+        let cache = weak.upgrade().unwrap();
+        cache.map().rebuild(&indexes(&replica, Some(cache.map().txid().0)).unwrap())
+    });
+    assert!(page(&cache, 3) == content(3, 2));
+    assert!(page(&cache, 20) == content(20, 1));
+    assert_eq!(planned.load(Ordering::Relaxed), 1);
+}
