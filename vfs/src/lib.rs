@@ -32,3 +32,5 @@ mod log;
 pub use config::{Config, Durability};
 pub use error::{Error, ErrorKind, Result};
 pub use page::{PageCount, PageSize, Pgno, TxId};
+#[cfg(feature = "static")]
+pub use sqlite::register;

@@ -16,15 +16,18 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::capture::position::Position;
+use crate::delta::{Decoder, EncodeError, Encoder, Header};
 use crate::error::{Error, ErrorKind, Result};
-use crate::local::state::ObjectId;
-use crate::local::{remove, sync_dir};
+use crate::protocol::ObjectId;
+use crate::local::{remove, suffixed, sync_dir};
 use crate::page::TxId;
 use crate::replica::fetch::{LocalObjects, ReadAt};
 use crate::replica::names::ObjectName;
 
 const MAGIC: &[u8; 8] = b"GCSFROZE";
 const TAIL: u64 = 16;
+/// Behind the name of a delta that was frozen anew and does not count yet.
+const REFROZEN: &str = ".refrozen";
 
 /// What is known of a frozen delta beside its bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -62,6 +65,71 @@ impl Outbox {
         timestamp_ms: i64,
         write: impl FnOnce(&mut Measured) -> Result<()>,
     ) -> Result<Envelope> {
+        self.freeze_as(&self.path(txid), txid, position, timestamp_ms, write)
+    }
+
+    /// Freezes the deltas anew, in their order, with TXIDs from `first` on. The old files stay, and the new ones do not
+    /// count, until [`Outbox::adopt_refrozen`] is told that the state names them.
+    pub(crate) fn refreeze(&self, first: TxId) -> Result<Vec<ObjectId>> {
+        self.adopt_refrozen(&[])?;
+        let mut fresh = Vec::new();
+        for (old, txid) in self.list()?.into_iter().zip((first.0..).map(TxId)) {
+            let bytes = self.read(&old.id)?;
+            let path = suffixed(&self.path(txid), REFROZEN);
+            let envelope = self.freeze_as(&path, txid, old.position, old.timestamp_ms, |out| renumber(&bytes, txid, out))?;
+            fresh.push(envelope.id);
+        }
+        Ok(fresh)
+    }
+
+    /// Lets the deltas that were frozen anew under these ids take the place of the old ones, and removes all others that
+    /// were. Can be repeated.
+    pub(crate) fn adopt_refrozen(&self, ids: &[ObjectId]) -> Result<()> {
+        let failed = |e: &std::io::Error| Error::local(format_args!("reading {}", self.dir.display()), e);
+        let mut refrozen = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(|e| failed(&e))? {
+            let name = entry.map_err(|e| failed(&e))?.file_name();
+            let stem = name.to_str().and_then(|name| name.strip_suffix(REFROZEN)).and_then(|name| name.strip_suffix(".ltx"));
+            if let Some(txid) = stem.and_then(|stem| stem.parse::<TxId>().ok()) {
+                refrozen.push(txid);
+            }
+        }
+        if refrozen.is_empty() {
+            return Ok(());
+        }
+        let wanted: Vec<_> = refrozen
+            .iter()
+            .filter(|txid| {
+                let id = envelope_in(&suffixed(&self.path(**txid), REFROZEN)).ok().map(|envelope| envelope.id);
+                id.is_some_and(|id| ids.contains(&id))
+            })
+            .copied()
+            .collect();
+        if !wanted.is_empty() {
+            for old in self.list()? {
+                if !ids.contains(&old.id) {
+                    self.remove(old.id.txid)?;
+                }
+            }
+        }
+        for txid in refrozen {
+            let path = suffixed(&self.path(txid), REFROZEN);
+            match wanted.contains(&txid) {
+                true => fs::rename(&path, self.path(txid)).map_err(|e| failed(&e))?,
+                false => remove(&path)?,
+            }
+        }
+        sync_dir(&self.dir)
+    }
+
+    fn freeze_as(
+        &self,
+        path: &Path,
+        txid: TxId,
+        position: Position,
+        timestamp_ms: i64,
+        write: impl FnOnce(&mut Measured) -> Result<()>,
+    ) -> Result<Envelope> {
         let draft = self.dir.join("draft");
         let failed = |e: &std::io::Error| Error::local(format_args!("writing {}", draft.display()), e);
         let file = File::create(&draft).map_err(|e| failed(&e))?;
@@ -79,7 +147,7 @@ impl Outbox {
             out.to.write_all(&tail).map_err(|e| failed(&e))?;
             let file = out.to.into_inner().map_err(|e| failed(e.error()))?;
             file.sync_data().map_err(|e| failed(&e))?;
-            fs::rename(&draft, self.path(txid)).map_err(|e| failed(&e))?;
+            fs::rename(&draft, path).map_err(|e| failed(&e))?;
             sync_dir(&self.dir)?;
             Ok(envelope)
         });
@@ -105,34 +173,13 @@ impl Outbox {
         Ok(envelopes)
     }
 
-    fn envelope(&self, txid: TxId) -> Result<Envelope> {
+    /// What is known of a frozen delta.
+    pub(crate) fn envelope(&self, txid: TxId) -> Result<Envelope> {
         let path = self.path(txid);
-        let corrupt = |why: &str| Error::new(ErrorKind::Corrupt, format!("{}: {why}", path.display()));
-        let read = || {
-            let mut file = File::open(&path)?;
-            let size = file.metadata()?.len();
-            let mut tail = [0; TAIL as usize];
-            if size < TAIL {
-                return Ok(None);
-            }
-            file.seek(SeekFrom::Start(size - TAIL))?;
-            file.read_exact(&mut tail)?;
-            let length = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]);
-            if &tail[8..] != MAGIC || u64::from(length) > (size - TAIL).min(4096) {
-                return Ok(None);
-            }
-            let mut text = vec![0; length as usize];
-            file.seek(SeekFrom::Start(size - TAIL - u64::from(length)))?;
-            file.read_exact(&mut text)?;
-            let crc = u32::from_le_bytes([tail[4], tail[5], tail[6], tail[7]]);
-            Ok((crc32c::crc32c(&text) == crc).then_some((text, size)))
-        };
-        let (text, size) = read()
-            .map_err(|e: std::io::Error| Error::local(format_args!("reading {}", path.display()), &e))?
-            .ok_or_else(|| corrupt("no whole envelope at its end"))?;
-        let envelope: Envelope = serde_json::from_slice(&text).map_err(|e| corrupt(&e.to_string()))?;
-        if envelope.id.txid != txid || envelope.id.size + text.len() as u64 + TAIL != size {
-            return Err(corrupt("its envelope belongs to another delta"));
+        let envelope = envelope_in(&path)?;
+        if envelope.id.txid != txid {
+            let why = format!("{}: its envelope belongs to another delta", path.display());
+            return Err(Error::new(ErrorKind::Corrupt, why));
         }
         Ok(envelope)
     }
@@ -161,6 +208,53 @@ impl Outbox {
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
+}
+
+/// Reads the envelope at the end of a file.
+fn envelope_in(path: &Path) -> Result<Envelope> {
+        let corrupt = |why: &str| Error::new(ErrorKind::Corrupt, format!("{}: {why}", path.display()));
+        let read = || {
+            let mut file = File::open(path)?;
+            let size = file.metadata()?.len();
+            let mut tail = [0; TAIL as usize];
+            if size < TAIL {
+                return Ok(None);
+            }
+            file.seek(SeekFrom::Start(size - TAIL))?;
+            file.read_exact(&mut tail)?;
+            let length = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]);
+            if &tail[8..] != MAGIC || u64::from(length) > (size - TAIL).min(4096) {
+                return Ok(None);
+            }
+            let mut text = vec![0; length as usize];
+            file.seek(SeekFrom::Start(size - TAIL - u64::from(length)))?;
+            file.read_exact(&mut text)?;
+            let crc = u32::from_le_bytes([tail[4], tail[5], tail[6], tail[7]]);
+            Ok((crc32c::crc32c(&text) == crc).then_some((text, size)))
+        };
+        let (text, size) = read()
+            .map_err(|e: std::io::Error| Error::local(format_args!("reading {}", path.display()), &e))?
+            .ok_or_else(|| corrupt("no whole envelope at its end"))?;
+        let envelope: Envelope = serde_json::from_slice(&text).map_err(|e| corrupt(&e.to_string()))?;
+        if envelope.id.size + text.len() as u64 + TAIL != size {
+            return Err(corrupt("it is not as long as its envelope says"));
+        }
+        Ok(envelope)
+    }
+
+/// Writes a delta's pages again under another TXID.
+fn renumber(bytes: &[u8], txid: TxId, out: &mut Measured) -> Result<()> {
+    let mut old = Decoder::new(bytes)?;
+    let header = Header { min: txid, max: txid, ..*old.header() };
+    let refused = |e: EncodeError| Error::new(ErrorKind::Local, format!("freezing delta {txid} anew: {e}"));
+    let mut encoder = Encoder::new(out, header).map_err(refused)?;
+    let mut page = Vec::new();
+    while let Some(pgno) = old.next_page(&mut page)? {
+        encoder.page(pgno, &page).map_err(refused)?;
+    }
+    old.finish()?;
+    encoder.finish().map_err(refused)?;
+    Ok(())
 }
 
 impl LocalObjects for Outbox {

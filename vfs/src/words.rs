@@ -196,6 +196,11 @@ impl Words {
         Some(unsafe { AtomicU64::from_ptr(map.as_mut_ptr().cast::<u64>().add(within as usize)) })
     }
 
+    /// Makes the words survive a power loss: a sync of the file covers what was written through the mapping.
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.file.sync_all().map_err(|e| Error::local(format!("syncing {}", self.path.display()), &e))
+    }
+
     /// An error of this file.
     pub(crate) fn broken(&self, why: &str) -> Error {
         Error::new(ErrorKind::Local, format!("{}: {why}", self.path.display()))

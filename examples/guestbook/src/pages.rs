@@ -147,9 +147,9 @@ pub fn list(entries: &[Entry], now_ms: i64) -> Markup {
                     li #{ "e" (entry.id) } {
                         p.message { (entry.message) }
                         p.by {
-                            strong { (entry.name) } " "
+                            strong { (entry.name) } " \u{b7} "
                             time datetime=(stamp(entry.written_ms)) title=(stamp(entry.written_ms)) { (ago(now_ms - entry.written_ms)) }
-                            " " span.via { "stored by " code { (entry.instance) } }
+                            " \u{b7} " span.via { "stored by " code { (entry.instance) } }
                         }
                     }
                 }

@@ -34,7 +34,7 @@ pub fn role_pill(role: &Role) -> Markup {
 pub fn panel(here: &Here<'_>, now: &Snapshot) -> Markup {
     let history: Vec<&Sample> = now.history.iter().collect();
     html! {
-        p.role-line { (role_pill(here.role)) " " span.quiet { (role_text(here.role).1) } }
+        p.role-line { strong { (role_text(here.role).0) } span.quiet { " \u{2013} " (role_text(here.role).1) } }
         @if let Some(trouble) = now.trouble.as_ref().or(now.status.as_ref().and_then(|s| s.last_error.as_ref())) {
             p.trouble { strong { "Trouble: " } (trouble) }
         }
@@ -74,7 +74,7 @@ fn bucket_tiles(status: &Status, history: &[&Sample]) -> Markup {
         }, None))
         (tile("Upload lag", with_unit(status.lag_ms.map(|ms| ms as f64), "ms"), outbox(status),
             Some(sparkline(&lag, "Upload lag", "milliseconds"))))
-        (tile("Bucket requests", html! { (status.requests.total()) }, html! { (kinds) },
+        (tile("Bucket requests", html! { (grouped(status.requests.total())) }, html! { (kinds) },
             Some(sparkline(&requests, "Bucket requests", "a second"))))
         (tile(
             if status.open.cold == Some(false) { "Warm open" } else { "Cold open" },
@@ -97,7 +97,7 @@ fn cache_tile(status: &Status) -> Markup {
             dt { "Local cache" }
             dd.value { (status.cache_bytes.map_or("\u{2013}".to_owned(), bytes)) }
             dd.note {
-                (present) " of " (plural(total, "page")) " here (" (percent(share)) ")"
+                (grouped(present)) " of " (plural(total, "page")) " here (" (percent(share)) ")"
                 svg.bar viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true" {
                     rect.rest width="100" height="4" {}
                     rect.part width=(format!("{:.2}", (share * 100.0).clamp(0.0, 100.0))) height="4" {}
@@ -147,7 +147,7 @@ fn outbox(status: &Status) -> Markup {
 
 fn txid(number: Option<u64>) -> Markup {
     match number {
-        Some(number) => html! { span title={ "TXID " (format!("{number:016x}")) } { (number) } },
+        Some(number) => html! { span title={ "TXID " (format!("{number:016x}")) } { (grouped(number)) } },
         None => html! { "\u{2013}" },
     }
 }
@@ -195,7 +195,20 @@ fn bytes(n: u64) -> String {
 }
 
 fn plural(n: u64, noun: &str) -> String {
-    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+    format!("{} {noun}{}", grouped(n), if n == 1 { "" } else { "s" })
+}
+
+/// Digits in groups of three.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 #[cfg(test)]
@@ -222,7 +235,7 @@ mod tests {
             "GET 12",
             "87",
             "3 requests",
-            "312 of 262144 pages here (0.1 %)",
+            "312 of 262,144 pages here (0.1 %)",
             "1.3 MB",
             "$0.000165",
             "32 class A, 12 class B",

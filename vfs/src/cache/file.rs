@@ -87,6 +87,26 @@ impl CacheFile {
         Ok(CacheFile::of(main, file, presence, map, source))
     }
 
+    /// Takes the main file as it is, a whole database, for a cache that has every page. Only under the setup lock, with the
+    /// database open nowhere. The caller masks the magic by [`CacheFile::put_page`] when everything else is on disk.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub fn adopt(dir: &Path, main: &Path, map: PageMap, source: PageSource) -> Result<CacheFile> {
+        let failed = |e: &io::Error| Error::local(format!("taking over {}", main.display()), e);
+        Presence::disown(dir).map_err(|e| failed(&e))?;
+        let file = OpenOptions::new().read(true).write(true).open(main).map_err(|e| failed(&e))?;
+        let identity = identity(&file).map_err(|e| failed(&e))?;
+        let presence = Presence::create(dir, map.page_size(), map.pages(), identity)?;
+        let cache = CacheFile::of(main, file, presence, map, source);
+        for pgno in (1..=cache.total().0).map(Pgno) {
+            cache.presence.lock(cache.presence.unit_of(pgno))?.set(pgno);
+        }
+        cache.map.publish()?;
+        cache.presence.publish()?;
+        Ok(cache)
+    }
+
     /// Takes over the cache that another process, or an earlier one, has made.
     ///
     /// # Errors
@@ -189,6 +209,45 @@ impl CacheFile {
             self.fill(pgno)?;
         }
         Err(self.restless(pgno))
+    }
+
+    /// Writes a page of the caller's and counts it as present: the first page of a database that is new or adopted.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub fn put_page(&self, pgno: Pgno, page: &[u8]) -> Result<()> {
+        self.presence.reserve(PageCount(pgno.0))?;
+        let unit = self.presence.lock(self.presence.unit_of(pgno))?;
+        self.write_masked(pgno, page)?;
+        unit.count_write();
+        unit.set(pgno);
+        self.presence.raise_pages(PageCount(pgno.0))
+    }
+
+    /// Reads a page if the file has it, and says whether it does; never asks the bucket.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub fn read_present(&self, pgno: Pgno, page: &mut [u8]) -> Result<bool> {
+        let clears = self.clears(pgno, pgno);
+        if !self.presence.pages().contains(pgno) || !self.presence.has(pgno) {
+            return Ok(false);
+        }
+        self.file.read_exact_at(page, pgno.offset(self.page_size)).map_err(|e| self.failed("reading", &e))?;
+        if pgno == Pgno::ONE {
+            page[..MAGIC.len()].copy_from_slice(&MAGIC);
+        }
+        Ok(self.clears(pgno, pgno) == clears)
+    }
+
+    /// Makes the file survive a power loss as it is.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub fn sync(&self) -> Result<()> {
+        self.map.sync()?;
+        self.presence.sync()?;
+        self.file.sync_data().map_err(|e| self.failed("syncing", &e))
     }
 
     /// Reads a page through this descriptor, with SQLite's magic in its place. Not what a reader in a transaction sees: the
@@ -437,17 +496,22 @@ impl CacheFile {
             if self.presence.has(*pgno) || !self.presence.pages().contains(*pgno) {
                 continue;
             }
-            let what = |e: &io::Error| self.failed(&format!("writing page {pgno} to"), e);
-            if *pgno == Pgno::ONE {
-                let mut masked = page.clone();
-                masked[..MASK.len()].copy_from_slice(&MASK);
-                self.file.write_all_at(&masked, 0).map_err(|e| what(&e))?;
-            } else {
-                self.file.write_all_at(page, pgno.offset(self.page_size)).map_err(|e| what(&e))?;
-            }
+            self.write_masked(*pgno, page)?;
             held.set(*pgno);
         }
         Ok(())
+    }
+
+    fn write_masked(&self, pgno: Pgno, page: &[u8]) -> Result<()> {
+        let write = || {
+            if pgno != Pgno::ONE {
+                return self.file.write_all_at(page, pgno.offset(self.page_size));
+            }
+            let mut masked = page.to_vec();
+            masked[..MASK.len()].copy_from_slice(&MASK);
+            self.file.write_all_at(&masked, 0)
+        };
+        write().map_err(|e| self.failed(&format!("writing page {pgno} to"), &e))
     }
 
     fn failed(&self, doing: &str, error: &io::Error) -> Error {

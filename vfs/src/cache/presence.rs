@@ -92,7 +92,7 @@ impl Presence {
     pub(crate) fn open(dir: &Path, page_size: PageSize, identity: (u64, u64)) -> Result<Presence, NotUsable> {
         let words = Words::open(&dir.join(FILE), MAGIC)?;
         let header = |index| words.header(index).load(Ordering::Acquire);
-        if header(PAGE_SIZE) != page_size.bytes().into() {
+        if header(PAGE_SIZE) != u64::from(page_size.bytes()) {
             let why = format!("the cache has pages of {} bytes, the page map {page_size}", header(PAGE_SIZE));
             return Err(NotUsable(why));
         }
@@ -132,6 +132,11 @@ impl Presence {
     /// How many pages are present.
     pub(crate) fn present(&self) -> u32 {
         self.words.header(PRESENT).load(Ordering::Acquire) as u32
+    }
+
+    /// Makes the bits survive a power loss.
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.words.sync()
     }
 
     /// Counts the pages present anew: a process that died between a bit and the count left it wrong. Only while nobody

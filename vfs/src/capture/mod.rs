@@ -76,6 +76,12 @@ impl Capture {
         wal_ahead || shared.saved_bytes() > 0
     }
 
+    /// The serial that a capture of everything committed has, or will have.
+    pub(crate) fn serial_of(&self, shared: &Shared, committed: Option<&Committed>) -> Result<u64> {
+        let position = self.position(shared)?;
+        Ok(position.serial + u64::from(is_ahead(&position, committed)))
+    }
+
     /// Copies everything committed out of the WAL, so that it may be reset, and marks its generation as closed.
     /// After an error nothing has changed and the WAL must not be reset.
     pub(crate) fn save(&mut self, shared: &Shared, committed: Option<&Committed>) -> Result<()> {
@@ -270,6 +276,11 @@ impl Capture {
     fn name(&self) -> String {
         self.layout.wal().display().to_string()
     }
+}
+
+/// Whether the WAL holds committed frames behind a position.
+fn is_ahead(position: &Position, committed: Option<&Committed>) -> bool {
+    committed.is_some_and(|c| c.frames > 0 && (c.salts != position.salts || c.frames != position.frames))
 }
 
 /// The committed frames behind a position.

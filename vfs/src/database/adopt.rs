@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
 use super::open::{Opening, Ready, has_content};
-use crate::cache::CacheFile;
+use crate::cache::file::CacheFile;
 use crate::capture::position::Position;
 use crate::delta::{Encoder, Header};
 use crate::error::{Error, ErrorKind, Result};
@@ -63,7 +63,7 @@ impl Opening<'_> {
         }
         let envelope = self.outbox.freeze(TxId(1), position, timestamp_ms, |out| {
             let refused = |e: crate::delta::EncodeError| Error::new(ErrorKind::Local, format!("adopting {}: {e}", path.display()));
-            let header = Header { node_id: state.nonce, ..Header::level_0(page_size, pages, TxId(1), timestamp_ms) };
+            let header = Header { node_id: state.protocol.nonce.0, ..Header::level_0(page_size, pages, TxId(1), timestamp_ms) };
             let mut encoder = Encoder::new(out, header).map_err(refused)?;
             let mut page = vec![0; page_size.bytes() as usize];
             for pgno in (1..=pages.0).map(Pgno).filter(|pgno| *pgno != page_size.lock_page()) {
@@ -83,10 +83,10 @@ impl Opening<'_> {
 
         let map = PageMap::create(self.layout.dir(), page_size)?;
         map.rebuild(&[self.local_index(&envelope)?])?;
-        let cache = CacheFile::adopt(self.layout.dir(), path, pages, map, self.source())?;
+        let cache = CacheFile::adopt(self.layout.dir(), path, map, self.source())?;
         let state = State { position, ..state };
-        let ready = self.start(cache, state, Some(envelope), false)?;
-        ready.cache.fill_first_page(&first)?;
+        let ready = self.start(cache, state, false)?;
+        ready.cache.put_page(Pgno::ONE, &first)?;
         Ok(ready)
     }
 }

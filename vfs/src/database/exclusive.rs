@@ -21,16 +21,8 @@ impl ExclusiveWal {
             *self = ExclusiveWal::default();
             return;
         }
-        let frame_bytes = FRAME_HEADER as u64 + u64::from(page_size.bytes());
-        let at = offset.saturating_sub(HEADER as u64);
-        if !at.is_multiple_of(frame_bytes) {
-            return;
-        }
-        if let Some(header) = FrameHeader::parse(bytes)
-            && let Some(pages) = header.commit
-        {
-            let frames = (at / frame_bytes) as u32 + 1;
-            self.written = Some(Committed { salts: header.salts, frames, pages, page_size });
+        if let Some(commit) = commit_in(offset, bytes, page_size) {
+            self.written = Some(commit);
         }
     }
 
@@ -43,4 +35,16 @@ impl ExclusiveWal {
     pub(crate) fn end(&self) -> Option<Committed> {
         self.committed
     }
+}
+
+/// The commit that a write into the WAL completes, if it writes a commit frame's header.
+pub(super) fn commit_in(offset: u64, bytes: &[u8], page_size: PageSize) -> Option<Committed> {
+    let frame_bytes = FRAME_HEADER as u64 + u64::from(page_size.bytes());
+    let at = offset.checked_sub(HEADER as u64)?;
+    if !at.is_multiple_of(frame_bytes) {
+        return None;
+    }
+    let header = FrameHeader::parse(bytes)?;
+    let frames = (at / frame_bytes) as u32 + 1;
+    header.commit.map(|pages| Committed { salts: header.salts, frames, pages, page_size })
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use self::exclusive::ExclusiveWal;
-use crate::cache::CacheFile;
+use crate::cache::file::CacheFile;
 use crate::capture::index::{self, Committed};
 use crate::capture::Capture;
 use crate::config::{Config, Durability};
@@ -27,12 +27,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::local::Layout;
 use crate::local::locks::{self, HostMutex, LockByte, Mode};
 use crate::local::shared::{BootTime, Shared};
-use crate::local::state::State;
 use crate::log;
 use crate::outbox::Outbox;
 use crate::page::PageSize;
-use crate::replica::Replica;
-use crate::upload::Uploader;
+use crate::replica::names::Replica;
 use crate::upload::pump::{self, Turn};
 
 /// How long a reset of the WAL waits for the capture lock before it is put off.
@@ -41,6 +39,8 @@ const RESET_WAIT: Duration = Duration::from_millis(100);
 const CAPTURE_WAIT: Duration = Duration::from_secs(30);
 /// How long a close, a COMMIT that waits, and `gcs_flush` wait for the bucket.
 pub(crate) const DURABLE_WAIT: Duration = Duration::from_secs(30);
+/// How long a close tries to give the lease back, before it is left to expire.
+const LEAVE_WAIT: Duration = Duration::from_secs(5);
 /// How long the first commit after a quiet time waits for others to share its upload.
 const GATHER: Duration = Duration::from_millis(5);
 
@@ -50,6 +50,21 @@ pub(crate) trait WalIndex: Send + Sync {
     /// The first 136 bytes of the wal-index: both header copies and the checkpoint information, as they
     /// stood at some moment (copies may disagree: the caller checks).
     fn bytes(&self) -> Option<[u8; 136]>;
+
+    /// Takes the WAL's WRITE lock if it is free now.
+    fn lock_write(&self) -> bool;
+
+    /// Lets go of the WRITE lock that [`WalIndex::lock_write`] took.
+    fn unlock_write(&self);
+}
+
+/// The WAL's WRITE lock, held by our own handle.
+pub(crate) struct WritersOut(Arc<dyn WalIndex>);
+
+impl Drop for WritersOut {
+    fn drop(&mut self) {
+        self.0.unlock_write();
+    }
 }
 
 /// A commit boundary in the WAL: what a committer waits for.
@@ -80,12 +95,15 @@ pub(crate) struct Database {
     config: Config,
     durability: RwLock<Durability>,
     pub(crate) replica: Replica,
-    page_size: PageSize,
+    pub(crate) page_size: PageSize,
     pub(crate) cache: CacheFile,
     pub(crate) shared: Shared,
     pub(crate) outbox: Outbox,
     pub(crate) capture: HostMutex<Capture>,
-    pub(crate) uploader: HostMutex<Uploader>,
+    /// The protocol's log lane, and its lease lane.
+    pub(crate) uploader: HostMutex<()>,
+    pub(crate) lease_lane: HostMutex<()>,
+    pub(crate) state_lock: HostMutex<()>,
     nonce: u64,
     /// Held for the whole life: shared with the other processes that have the database open.
     members: std::fs::File,
@@ -93,6 +111,10 @@ pub(crate) struct Database {
     exclusive: Mutex<ExclusiveWal>,
     opened: open::Cost,
     pub(crate) last_error: Mutex<Option<String>>,
+    /// Who held the lease when it was last refused.
+    pub(crate) holder: Mutex<Option<String>>,
+    /// Where commits that lost the log were put.
+    pub(crate) conflict: Mutex<Option<PathBuf>>,
     /// Why this process's connections get no further; holds until the database is opened anew.
     poison: Mutex<Option<Error>>,
     /// Threads that wait for the bucket; while there are any, uploads do not wait for their interval.
@@ -120,6 +142,22 @@ impl Database {
         // What an earlier process left is sent without waiting for a commit.
         database.call_uploader(Instant::now());
         Ok(database)
+    }
+
+    /// Another connection of this process opens the database: checks that its settings agree with those in force.
+    /// Called under the registry's lock of that path; must not wait for the network.
+    pub(crate) fn join(&self, request: &OpenRequest) -> Result<()> {
+        let config = Config::parse(&request.parameters, |name| std::env::var(name).ok())?;
+        if config.bucket != self.config.bucket {
+            let message = format!(
+                "{}: this process has it open with bucket={}, not {}",
+                self.layout.main().display(),
+                self.config.bucket,
+                config.bucket
+            );
+            return Err(Error::new(ErrorKind::Configuration, message));
+        }
+        Ok(())
     }
 
     /// The canonical path of the main file.
@@ -150,7 +188,8 @@ impl Database {
 
     /// Before a writer takes the WAL's WRITE lock (READ lock held, no other). Refuses with Busy or Fenced.
     pub(crate) fn before_write_lock(&self) -> Result<()> {
-        self.check_poison()?;
+        self.ensure_right()?;
+        self.shared.note_lease_used(BootTime::now());
         *self.exclusive.lock() = ExclusiveWal::default();
         Ok(())
     }
@@ -170,11 +209,15 @@ impl Database {
     /// Before a write into the WAL file. A header (offset 0) ends the generation that the file holds; a frame header is
     /// remembered for connections that have no shared wal-index. `exclusive`: this connection makes no xShmLock calls.
     pub(crate) fn before_wal_write(&self, offset: u64, bytes: &[u8], exclusive: bool) -> Result<()> {
+        if exclusive {
+            self.ensure_right()?;
+        } else if exclusive::commit_in(offset, bytes, self.page_size).is_some() && !self.has_right() {
+            self.resume_right()?;
+        }
         if !exclusive {
             return Ok(());
         }
         if offset == 0 {
-            self.check_poison()?;
             self.save_captured(CAPTURE_WAIT)?;
         }
         self.exclusive.lock().wrote(offset, bytes, self.page_size);
@@ -197,6 +240,10 @@ impl Database {
         }
         let now = BootTime::now();
         self.shared.note_commit(now);
+        if !self.has_right() {
+            // The commit is in the WAL; whether it has a place in the log is known once the lease is.
+            self.resume_right().inspect_err(|e| self.poison(e))?;
+        }
         match *self.durability.read() {
             Durability::Background => {
                 self.call_uploader(Instant::now() + self.until_due(now).max(GATHER));
@@ -217,14 +264,23 @@ impl Database {
     /// After the last connection of this process closed the main file: uploads what is committed, with a deadline,
     /// and lets go of every lock and file. What could not be sent is logged and kept on disk.
     pub(crate) fn close(&self) {
-        if let Err(e) = self.flush(DURABLE_WAIT) {
-            self.report_unsent(&e);
-        } else {
-            self.note_clean_close();
+        match self.flush(DURABLE_WAIT) {
+            Err(e) => self.report_unsent(&e),
+            Ok(_) => {
+                if let Err(e) = self.leave() {
+                    self.note_error(&e);
+                }
+            }
         }
         if let Some(turn) = self.as_turn() {
             pump::forget(&turn);
         }
+    }
+
+    /// Keeps the writers of all processes out while the result lives; `None` if one is writing, or where that cannot be known.
+    pub(crate) fn keep_writers_out(&self) -> Option<WritersOut> {
+        let index = self.index.lock().clone()?;
+        index.lock_write().then(|| WritersOut(index))
     }
 
     /// What is committed in the WAL now, as the wal-index or, without one, the exclusive connection or the file says.
@@ -273,21 +329,19 @@ impl Database {
         self.nonce
     }
 
-    /// Everything is in the bucket: if no other process has the database open, says so on disk.
-    fn note_clean_close(&self) {
-        let note = || -> Result<()> {
-            if locks::set(&self.members, LockByte::Members, Mode::Exclusive)?
-                && let Some(mut state) = State::load(&self.layout.state())?
-            {
-                self.cache.sync()?;
-                state.clean = true;
-                state.save(&self.layout.state())?;
-            }
-            Ok(())
-        };
-        if let Err(e) = note() {
-            self.note_error(&e);
+    /// Everything is in the bucket: if no other process of the host has the database open, gives the lease back and says on
+    /// disk that the cache is whole.
+    fn leave(&self) -> Result<()> {
+        let _lease = self.lease_lane.lock_within(DURABLE_WAIT, "the lease lock")?;
+        let _upload = self.uploader.lock_within(DURABLE_WAIT, "the upload lock")?;
+        if !locks::set(&self.members, LockByte::Members, Mode::Exclusive)? {
+            return Ok(());
         }
+        if self.shared.right() != BootTime::default() {
+            self.release(Instant::now() + LEAVE_WAIT)?;
+        }
+        self.cache.sync()?;
+        self.change_state(|state| state.clean = true)
     }
 
     fn as_turn(&self) -> Option<Arc<dyn Turn>> {
@@ -302,7 +356,7 @@ impl Database {
         }
     }
 
-    fn check_poison(&self) -> Result<()> {
+    pub(crate) fn check_poison(&self) -> Result<()> {
         if let Some(error) = &*self.poison.lock() {
             return Err(error.clone());
         }
@@ -317,7 +371,7 @@ impl Database {
         Error::new(ErrorKind::Fenced, format!("{place}: another writer has appended to the log; open the database anew"))
     }
 
-    fn poison(&self, error: &Error) {
+    pub(crate) fn poison(&self, error: &Error) {
         let mut poison = self.poison.lock();
         if poison.is_none() {
             let message = format!("this database refuses work until it is opened anew: {error}");
@@ -342,3 +396,7 @@ pub(crate) fn close_all_at_exit() {
         database.close();
     }
 }
+
+/// In a forked child: forgets the parent's databases and its background threads. Takes no lock, because another
+/// thread of the parent may have held it.
+pub(crate) fn after_fork_in_child() {}

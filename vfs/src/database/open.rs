@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::{Database, OpenRequest};
-use crate::cache::CacheFile;
+use crate::cache::file::{CacheFile, MAGIC, MASK};
 use crate::capture::index::Committed;
 use crate::capture::position::Position;
 use crate::capture::{Capture, Freeze};
@@ -33,21 +33,23 @@ use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::locks::{self, HostMutex, LockByte, Mode};
 use crate::local::shared::Shared;
-use crate::local::state::{FORMAT, ObjectId, State, boot_id};
+use crate::local::state::{FORMAT, State, boot_id};
 use crate::local::{Layout, conflict, remove};
 use crate::log;
 use crate::outbox::{Envelope, Outbox};
-use crate::page::{PageCount, PageSize, TxId};
+use crate::page::{PageCount, PageSize, Pgno, TxId};
 use crate::replica::chain::{self, Chain};
 use crate::replica::index_fetch::ObjectIndex;
-use crate::replica::names::{Listed, ObjectName};
 use crate::replica::page_map::PageMap;
-use crate::replica::{PageSource, Replica};
+use crate::replica::fetch::PageSource;
+use crate::replica::names::{Listed, ObjectName, Replica};
 use crate::runtime;
-use crate::sqlite::header::{MAGIC, MASKED_MAGIC};
 use crate::store;
 use crate::store::url::BucketUrl;
-use crate::upload::Uploader;
+use crate::protocol::restart::{self, Verdict};
+use crate::protocol::{self, Nonce, ObjectId};
+use crate::upload::driver;
+use crate::words::NotUsable;
 
 /// How long an open waits for another process that is preparing the same database.
 const PREPARE_WAIT: Duration = Duration::from_secs(60);
@@ -140,13 +142,17 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         page_size: cache.page_size(),
         cache,
         capture: HostMutex::new(&lock, LockByte::Capture, Capture::open(&opening.layout, &opening.outbox)?)?,
-        nonce: state.nonce,
-        uploader: HostMutex::new(&lock, LockByte::Upload, Uploader { state })?,
+        nonce: state.protocol.nonce.0,
+        uploader: HostMutex::new(&lock, LockByte::Upload, ())?,
+        lease_lane: HostMutex::new(&lock, LockByte::Lease, ())?,
+        state_lock: HostMutex::new(&lock, LockByte::State, ())?,
         members,
         index: Mutex::new(None),
         exclusive: Mutex::default(),
         opened,
         last_error: Mutex::new(None),
+        holder: Mutex::new(None),
+        conflict: Mutex::new(None),
         poison: Mutex::new(None),
         urgent: 0.into(),
         settled: (Mutex::new(()), Condvar::new()),
@@ -194,7 +200,8 @@ impl Opening<'_> {
             );
             return Err(Error::new(ErrorKind::Configuration, message));
         }
-        let cache = CacheFile::open(self.layout.dir(), self.layout.main(), self.page_size(&state)?, self.source())
+        let cache = self
+            .open_cache()
             .map_err(|why| Error::new(ErrorKind::Corrupt, format!("{}: {why}", self.layout.dir().display())))?;
         Ok(Ready { cache, state, cold: false })
     }
@@ -214,7 +221,9 @@ impl Opening<'_> {
         match (state, chain) {
             (None, chain) if main == MainFile::PlainDatabase => self.adopt(chain.as_ref()),
             (None, Some(chain)) => {
-                self.cold_open(&chain, self.fresh_state(PageSize::DEFAULT))
+                let state = self.fresh_state(PageSize::DEFAULT);
+                let head = self.log(&listed, &state)?.head();
+                self.cold_open(&chain, head, state)
             }
             (None, None) if !self.request.create => {
                 let path = self.layout.main().display();
@@ -236,7 +245,7 @@ impl Opening<'_> {
                 Ok(file) if main == MainFile::Cache && file != state.file => {
                     "the main file is a copy, or another one has its name".to_owned()
                 }
-                _ if main == MainFile::PlainDatabase && state.durable.is_some() => {
+                _ if main == MainFile::PlainDatabase && state.protocol.durable.is_some() => {
                     "a plain SQLite database stands in the cache file's place".to_owned()
                 }
                 _ => return Ok(Some(state)),
@@ -262,8 +271,8 @@ impl Opening<'_> {
         let size = file.metadata().map_err(|e| failed(&e))?.len();
         let mut magic = [0; 16];
         match file.read_exact_at(&mut magic, 0) {
-            Ok(()) if &magic == MASKED_MAGIC => Ok(MainFile::Cache),
-            Ok(()) if &magic == MAGIC => Ok(MainFile::PlainDatabase),
+            Ok(()) if magic == MASK => Ok(MainFile::Cache),
+            Ok(()) if magic == MAGIC => Ok(MainFile::PlainDatabase),
             // A cold cache whose first page was not fetched yet.
             Ok(()) if magic == [0; 16] && self.layout.state().exists() => Ok(MainFile::Cache),
             _ if size == 0 => Ok(MainFile::Empty),
@@ -275,20 +284,23 @@ impl Opening<'_> {
     fn create(&self) -> Result<Ready> {
         let page_size = self.config.page_size;
         let map = PageMap::create(self.layout.dir(), page_size)?;
-        let cache =
-            CacheFile::create(self.layout.dir(), self.layout.main(), PageCount(1), map, self.source())?;
-        cache.fill_first_page(&crate::sqlite::header::new_database_header(page_size))?;
+        let cache = CacheFile::create(self.layout.dir(), self.layout.main(), map, self.source())?;
+        cache.put_page(Pgno::ONE, &crate::sqlite::header::new_database_header(page_size))?;
         let state = self.fresh_state(page_size);
-        self.start(cache, state, None, true)
+        let state = State { position: Position { pages: PageCount(1), ..state.position }, ..state };
+        self.start(cache, state, true)
     }
 
     /// Nothing usable here: the page map from the bucket and from what is unsent, and no pages.
-    fn cold_open(&self, chain: &Chain, mut state: State) -> Result<Ready> {
+    fn cold_open(&self, chain: &Chain, head: Option<ObjectId>, mut state: State) -> Result<Ready> {
         let indexes = self.indexes(chain)?;
         let last = indexes.last().ok_or_else(|| Error::new(ErrorKind::Corrupt, "an empty chain".to_owned()))?;
-        let (page_size, pages) = (last.header.page_size, last.header.commit);
+        let (page_size, pages) = (last.page_size, last.commit);
         state.page_size = page_size.bytes();
-        state.durable = Some(head_id(chain));
+        // What is unsent stands on the durable delta, and only empty deltas can have come after that.
+        if state.protocol.outbox.is_empty() {
+            state.protocol.caught_up(head);
+        }
         state.position = Position { pages, closed: true, serial: state.position.serial, ..Position::default() };
         self.build_cold(indexes, page_size, state)
     }
@@ -296,71 +308,84 @@ impl Opening<'_> {
     fn build_cold(&self, indexes: Vec<ObjectIndex>, page_size: PageSize, state: State) -> Result<Ready> {
         remove(&self.layout.wal())?;
         remove(&self.layout.shm())?;
-        let unsent = self.outbox.list()?;
         let mut indexes = indexes;
-        for envelope in &unsent {
-            indexes.push(self.local_index(envelope)?);
+        for id in &state.protocol.outbox {
+            indexes.push(self.local_index(&self.outbox.envelope(id.txid)?)?);
         }
-        let pages = unsent.last().map_or(state.position.pages, |newest| newest.position.pages);
         let map = PageMap::create(self.layout.dir(), page_size)?;
         map.rebuild(&indexes)?;
-        let cache = CacheFile::create(self.layout.dir(), self.layout.main(), pages, map, self.source())?;
-        cache.prefetch(crate::page::Pgno::ONE)?;
-        self.start(cache, state, unsent.last().copied(), true)
+        let cache = CacheFile::create(self.layout.dir(), self.layout.main(), map, self.source())?;
+        cache.prefetch(Pgno::ONE)?;
+        self.start(cache, state, true)
     }
 
     /// A state of ours is here, with or without a usable cache, with or without unsent commits.
     fn reopen(&self, mut state: State, main: MainFile, listed: &[Listed], chain: Option<Chain>) -> Result<Ready> {
-        let head = chain.as_ref().map_or(TxId::NONE, Chain::txid);
         if main == MainFile::PlainDatabase {
             // An adoption that a crash interrupted, before anything was sent.
             return self.adopt(chain.as_ref());
         }
-        if head < state.durable_txid() {
-            let message = format!(
-                "{}: the bucket ends at {head}, older than this disk, which saw {}; nothing is changed",
-                self.replica.place(),
-                state.durable_txid()
-            );
-            return Err(Error::new(ErrorKind::Corrupt, message));
-        }
         let is_whole = main == MainFile::Cache && (state.clean || state.boot == boot_id());
+        self.outbox.adopt_refrozen(&state.protocol.outbox)?;
+        state.protocol.restarted();
+        if state.boot != boot_id() {
+            // Another boot is another writer: nothing that was in flight then counts as ours by the number alone.
+            state.protocol = protocol::State {
+                durable: state.protocol.durable,
+                ..protocol::State::new(Nonce(nonce()), who(), self.config.lease_ttl.as_millis() as u64)
+            };
+        }
         let mut capture = Capture::open(&self.layout, &self.outbox)?;
         let position = capture.recover(&self.shared)?;
-        self.settle_outbox(&mut state, listed)?;
-        state.save(&self.layout.state())?;
-
         let committed = capture.committed_in_file()?;
-        let foreign = head > state.durable_txid() || is_another(&state, listed);
-        let unsent = !self.outbox.list()?.is_empty() || Capture::is_behind(&self.shared, committed.as_ref());
-        if foreign && unsent {
-            self.freeze_wal(&mut capture, &state, position, committed)?;
-            let to = conflict::keep(&self.layout, &self.outbox, &state, head)?;
-            log::error!(
-                "{}: commits after {} could not be appended to {}, whose head {head} is another writer's; they are kept in {}",
-                self.layout.main().display(),
-                state.durable_txid(),
-                self.replica.place(),
-                to.display()
-            );
-        } else if !is_whole {
-            self.freeze_wal(&mut capture, &state, position, committed)?;
-        } else if let Ok(cache) =
-            CacheFile::open(self.layout.dir(), self.layout.main(), self.page_size(&state)?, self.source())
-        {
-            return match chain {
-                Some(chain) if head > state.durable_txid() => self.catch_up(cache, state, &chain, committed),
-                _ => {
-                    let newest = self.outbox.list()?.last().copied();
-                    self.start(cache, state, newest, false)
+        self.freeze_wal(&mut capture, &state, position, committed, is_whole)?;
+        let frozen = self.outbox.list()?;
+        state.protocol.outbox = driver::unsettled(&state.protocol, frozen.iter().map(|envelope| envelope.id));
+
+        let log = self.log(listed, &state)?;
+        let verdict = restart::reconcile(&mut state.protocol, &log);
+        if let Some(settled) = frozen.iter().rev().find(|envelope| Some(envelope.id) == state.protocol.durable) {
+            state.position = settled.position;
+        }
+        match verdict {
+            Verdict::Older(head) => {
+                let message = format!(
+                    "{}: the bucket ends at {}, older than this disk, which saw {}; nothing is changed",
+                    self.replica.place(),
+                    head.map_or(TxId::NONE, |id| id.txid),
+                    state.durable_txid()
+                );
+                return Err(Error::new(ErrorKind::Corrupt, message));
+            }
+            Verdict::Conflict(from) | Verdict::Unclear(from) => {
+                if !state.protocol.outbox.is_empty() {
+                    let to = conflict::keep(&self.layout, &self.outbox, &state, from)?;
+                    log::error!(
+                        "{}: another writer has {} from {from} on; the commits of this disk from there on are kept in {}",
+                        self.layout.main().display(),
+                        self.replica.place(),
+                        to.display()
+                    );
                 }
-            };
-        } else {
-            self.freeze_wal(&mut capture, &state, position, committed)?;
+                state.protocol.set_aside();
+            }
+            Verdict::Continues | Verdict::Behind(_) => {
+                state.save(&self.layout.state())?;
+                for settled in frozen.iter().filter(|envelope| envelope.id.txid <= state.durable_txid()) {
+                    self.outbox.remove(settled.id.txid)?;
+                }
+                if is_whole && let Ok(cache) = self.open_cache() {
+                    cache.recount();
+                    return match (verdict, chain) {
+                        (Verdict::Behind(_), Some(chain)) => self.catch_up(cache, state, &chain, log.head(), committed),
+                        _ => self.start(cache, state, false),
+                    };
+                }
+            }
         }
         match chain {
-            Some(chain) => self.cold_open(&chain, state),
-            None if self.outbox.list()?.is_empty() => self.create(),
+            Some(chain) => self.cold_open(&chain, log.head(), state),
+            None if state.protocol.outbox.is_empty() => self.create(),
             None => {
                 let page_size = self.page_size(&state)?;
                 self.build_cold(Vec::new(), page_size, state)
@@ -368,44 +393,39 @@ impl Opening<'_> {
         }
     }
 
-    /// Takes what the bucket already has out of the outbox.
-    fn settle_outbox(&self, state: &mut State, listed: &[Listed]) -> Result<()> {
-        for envelope in self.outbox.list()? {
-            if envelope.id.txid > state.durable_txid() {
-                if !listed.iter().any(|object| object_id(object) == Some(envelope.id)) {
-                    break;
-                }
-                state.durable = Some(envelope.id);
-                state.position = envelope.position;
-                state.save(&self.layout.state())?;
-            }
-            self.outbox.remove(envelope.id.txid)?;
-        }
-        Ok(())
+    /// The log as the protocol sees it.
+    fn log(&self, listed: &[Listed], state: &State) -> Result<protocol::Chain> {
+        let known = driver::known(&self.replica, listed, &self.outbox, state.durable_txid())?;
+        protocol::Chain::of(&known).map_err(|gap| {
+            let message = format!("{}: {} is missing, although {} is there", self.replica.place(), gap.missing, gap.head);
+            Error::new(ErrorKind::Corrupt, message)
+        })
     }
 
-    /// Freezes what a WAL holds whose cache file is not to be trusted.
+    /// Freezes what an earlier process left in the WAL.
     ///
-    /// Only a WAL that continues the captured position is read: an older generation that came back with a power loss is
-    /// not newer than the deltas.
+    /// After an unclean boot only a WAL that continues the captured position is read: an older generation that came
+    /// back with a power loss is not newer than the deltas.
     fn freeze_wal(
         &self,
         capture: &mut Capture,
         state: &State,
         position: Position,
         committed: Option<Committed>,
+        is_whole: bool,
     ) -> Result<()> {
         let continues = committed.filter(|c| {
-            let successor = |salts: [u8; 8]| u32::from_be_bytes([salts[0], salts[1], salts[2], salts[3]]);
-            (c.salts == position.salts && c.frames >= position.frames)
+            let count = |salts: [u8; 8]| u32::from_be_bytes([salts[0], salts[1], salts[2], salts[3]]);
+            is_whole
+                || (c.salts == position.salts && c.frames >= position.frames)
                 || position.salts == [0; 8]
-                || (position.closed && successor(c.salts) == successor(position.salts).wrapping_add(1))
+                || (position.closed && count(c.salts) == count(position.salts).wrapping_add(1))
         });
-        let newest = self.outbox.list()?.last().map_or(state.durable_txid(), |e| e.id.txid);
+        let newest = self.outbox.list()?.last().map_or(state.durable_txid(), |e| e.id.txid.max(state.durable_txid()));
         let how = Freeze {
             txid: newest.next(),
             former_pages: position.pages,
-            nonce: state.nonce,
+            nonce: state.protocol.nonce.0,
             timestamp_ms: crate::upload::now_ms(),
             base: &|_, _| Ok(false),
         };
@@ -414,49 +434,58 @@ impl Opening<'_> {
     }
 
     /// The bucket went on without us and we have nothing unsent: forget what changed, keep the rest.
-    fn catch_up(&self, cache: CacheFile, mut state: State, chain: &Chain, committed: Option<Committed>) -> Result<Ready> {
+    fn catch_up(
+        &self,
+        cache: CacheFile,
+        mut state: State,
+        chain: &Chain,
+        head: Option<ObjectId>,
+        committed: Option<Committed>,
+    ) -> Result<Ready> {
         let from = state.durable_txid();
         let known = cache.map().txid();
         let newer: Vec<Listed> = chain.objects.iter().filter(|o| o.name.max > known.min(from)).cloned().collect();
         let indexes = self.indexes(&Chain { objects: newer })?;
-        let Some(last) = indexes.last() else { return self.start(cache, state, None, false) };
+        let Some(last) = indexes.last() else { return self.start(cache, state, false) };
         let capture = Capture::open(&self.layout, &self.outbox)?;
         if let Some(committed) = committed {
             // What the WAL holds may be newer than the cache file, and the WAL goes.
-            cache.forget(&capture.pages_in_file(&committed)?)?;
+            cache.forget(capture.pages_in_file(&committed)?)?;
         }
         let changed: Vec<_> = indexes
             .iter()
             .filter(|index| index.name.max > from)
             .flat_map(|index| index.pages.iter().map(|entry| entry.pgno))
             .collect();
-        let pages = last.header.commit;
+        let pages = last.commit;
         cache.map().apply(&indexes)?;
-        cache.forget(&changed)?;
+        cache.forget(changed)?;
         cache.set_size(pages)?;
         remove(&self.layout.wal())?;
         remove(&self.layout.shm())?;
-        state.durable = Some(head_id(chain));
+        state.protocol.caught_up(head);
         state.position = Position { pages, closed: true, serial: state.position.serial, ..Position::default() };
-        cache.prefetch(crate::page::Pgno::ONE)?;
-        self.start(cache, state, None, false)
+        cache.prefetch(Pgno::ONE)?;
+        self.start(cache, state, false)
     }
 
     /// Writes the state and fills the shared memory: from here on the other processes may join.
-    pub(super) fn start(&self, cache: CacheFile, mut state: State, newest: Option<Envelope>, cold: bool) -> Result<Ready> {
-        if !self.layout.wal().exists() && newest.is_none() {
+    pub(super) fn start(&self, cache: CacheFile, mut state: State, cold: bool) -> Result<Ready> {
+        let frozen = self.outbox.list()?;
+        state.protocol.outbox = driver::unsettled(&state.protocol, frozen.iter().map(|envelope| envelope.id));
+        if !self.layout.wal().exists() && state.protocol.outbox.is_empty() {
             // Whatever WAL is found later is newer than everything captured.
             state.position = Position { salts: [0; 8], frames: 0, cksum: [0; 2], closed: true, ..state.position };
         }
         state.boot = boot_id();
         state.file = self.identity()?;
         state.clean = false;
+        state.protocol.ttl_ms = self.config.lease_ttl.as_millis() as u64;
         state.save(&self.layout.state())?;
         let capture = Capture::open(&self.layout, &self.outbox)?;
-        capture.recover(&self.shared)?;
-        self.shared.set_durable(state.durable_txid());
-        self.shared.set_frozen(newest.map_or(state.durable_txid(), |newest| newest.id.txid));
-        self.shared.set_frozen_pages(newest.map_or(state.position.pages, |newest| newest.position.pages));
+        let position = capture.recover(&self.shared)?;
+        driver::publish(&self.shared, &state);
+        self.shared.set_frozen_pages(position.pages);
         Ok(Ready { cache, state, cold })
     }
 
@@ -464,11 +493,10 @@ impl Opening<'_> {
         State {
             format: FORMAT,
             replica: self.replica.place(),
-            nonce: nonce(),
             boot: boot_id(),
             file: (0, 0),
             page_size: page_size.bytes(),
-            durable: None,
+            protocol: protocol::State::new(Nonce(nonce()), who(), self.config.lease_ttl.as_millis() as u64),
             position: Position { closed: true, ..Position::default() },
             clean: false,
         }
@@ -489,6 +517,12 @@ impl Opening<'_> {
 
     pub(super) fn source(&self) -> PageSource {
         PageSource::new(self.replica.clone(), Arc::new(self.outbox.clone()), READ_WAIT)
+    }
+
+    /// The cache that an earlier process made, or why it has to be made anew.
+    fn open_cache(&self) -> Result<CacheFile, NotUsable> {
+        let map = PageMap::open(self.layout.dir())?;
+        CacheFile::open(self.layout.dir(), self.layout.main(), map, self.source())
     }
 
     fn list(&self) -> Result<Vec<Listed>> {
@@ -515,31 +549,14 @@ impl Opening<'_> {
     }
 }
 
-/// Whether the bucket has another object under the TXID that we hold for ours.
-fn is_another(state: &State, listed: &[Listed]) -> bool {
-    let Some(ours) = state.durable else { return false };
-    let same_name = listed.iter().find(|o| o.name.level == 0 && o.name.max == ours.txid);
-    same_name.is_some_and(|object| object_id(object).is_some_and(|id| id != ours))
-}
-
-/// The object id that a listing tells; `None` where the store does not say the checksum.
-fn object_id(object: &Listed) -> Option<ObjectId> {
-    let crc32c = object.meta.crc32c?;
-    (object.name.level == 0).then_some(ObjectId { txid: object.name.max, size: object.meta.size, crc32c })
-}
-
-/// The id of the chain's last object.
-fn head_id(chain: &Chain) -> ObjectId {
-    let last = chain.objects.last();
-    ObjectId {
-        txid: chain.txid(),
-        size: last.map_or(0, |o| o.meta.size),
-        crc32c: last.and_then(|o| o.meta.crc32c).unwrap_or_default(),
-    }
-}
-
 fn nonce() -> u64 {
     getrandom::u64().unwrap_or_else(|_| fastrand::u64(..)).max(1)
+}
+
+/// This host's name, for people only: where it runs, and as which process.
+fn who() -> String {
+    let host = std::env::var("K_REVISION").ok().or_else(|| fs::read_to_string("/proc/sys/kernel/hostname").ok());
+    format!("{}/{}", host.as_deref().map_or("unknown", str::trim), std::process::id())
 }
 
 /// Whether a file is there and has something in it.

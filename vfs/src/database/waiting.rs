@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::{CAPTURE_WAIT, Database};
-use crate::capture::Capture;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log;
 use crate::page::TxId;
@@ -40,18 +39,16 @@ impl Database {
     pub(super) fn wait_until_durable(&self, limit: Duration) -> Result<()> {
         let started = Instant::now();
         self.urgent.fetch_add(1, Ordering::SeqCst);
-        let result = self.awaited_txid().and_then(|awaited| {
+        let result = self.awaited_serial().and_then(|awaited| {
             self.call_uploader(Instant::now());
             let mut settled = self.settled.0.lock();
             loop {
-                if self.shared.durable() >= awaited {
+                if self.shared.durable_serial() >= awaited {
                     return Ok(());
                 }
-                if self.shared.fenced() {
-                    return Err(self.fenced());
-                }
+                self.check_poison()?;
                 if started.elapsed() >= limit {
-                    return Err(self.not_durable(awaited, limit));
+                    return Err(self.not_durable(limit));
                 }
                 self.settled.1.wait_for(&mut settled, POLL);
             }
@@ -60,22 +57,21 @@ impl Database {
         result
     }
 
-    /// The TXID of the delta that will hold what is committed now.
+    /// The serial of the capture that will hold, or holds, what is committed now. (Not a TXID: a delta may be
+    /// frozen anew under another one.)
     ///
     /// Under the capture lock, so that a freeze which began before the commit is not taken for one that contains it.
-    fn awaited_txid(&self) -> Result<TxId> {
-        let _capture = self.capture.lock_within(CAPTURE_WAIT, "the capture lock")?;
-        let frozen = self.shared.frozen();
-        let behind = Capture::is_behind(&self.shared, self.committed().as_ref());
-        Ok(if behind { frozen.next() } else { frozen })
+    fn awaited_serial(&self) -> Result<u64> {
+        let capture = self.capture.lock_within(CAPTURE_WAIT, "the capture lock")?;
+        capture.serial_of(&self.shared, self.committed().as_ref())
     }
 
-    fn not_durable(&self, awaited: TxId, limit: Duration) -> Error {
+    fn not_durable(&self, limit: Duration) -> Error {
         let why = self.last_error.lock().clone().unwrap_or_else(|| "the upload is still under way".to_owned());
         let ms = limit.as_millis();
         Error::new(
             ErrorKind::Unavailable,
-            format!("{}: not known to be durable as {awaited} after {ms} ms: {why}", self.replica.place()),
+            format!("{}: not known to be durable after {ms} ms: {why}", self.replica.place()),
         )
     }
 

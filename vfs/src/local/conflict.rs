@@ -21,15 +21,16 @@ use crate::error::{Error, Result};
 use crate::outbox::Outbox;
 use crate::page::TxId;
 
-/// Moves every frozen delta that the bucket will not take into a new conflict folder, and returns it.
-pub(crate) fn keep(layout: &Layout, outbox: &Outbox, state: &State, head: TxId) -> Result<PathBuf> {
+/// Moves every frozen delta that the bucket will not take into a new conflict folder, and returns it. `lost` is the first
+/// TXID that another writer has.
+pub(crate) fn keep(layout: &Layout, outbox: &Outbox, state: &State, lost: TxId) -> Result<PathBuf> {
     let folder = fresh(layout.main().parent().unwrap_or(Path::new("/")), "conflict")?;
     let deltas = outbox.list()?;
     let note = json!({
         "database": layout.main().display().to_string(),
         "replica": state.replica,
         "base_txid": state.durable_txid().to_string(),
-        "head_txid": head.to_string(),
+        "lost_from_txid": lost.to_string(),
         "deltas": deltas.iter().map(|d| json!({
             "txid": d.id.txid.to_string(),
             "bytes": d.id.size,

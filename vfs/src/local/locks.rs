@@ -4,7 +4,8 @@
 //! and closing some other descriptor of the file does not. They do not exclude threads that share the
 //! descriptor, so each exclusive lock carries a mutex for the threads of this process.
 //!
-//! Order, outermost first: SQLite's locks, `Upload`, `Capture`. Nobody waits for the network under `Capture`.
+//! Order, outermost first: SQLite's locks, `Lease`, `Upload`, `Capture`, `State`. Nobody waits for the network under
+//! `Capture` or `State`.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -25,8 +26,12 @@ pub(crate) enum LockByte {
     Members = 0,
     /// The one process that captures from the WAL.
     Capture = 1,
-    /// The one process that appends to the bucket.
+    /// The one process that appends to the log: the protocol's log lane.
     Upload = 2,
+    /// The one process that acts on the lease: the protocol's lease lane.
+    Lease = 3,
+    /// Reading and changing the state file.
+    State = 4,
 }
 
 /// How a lock is held.

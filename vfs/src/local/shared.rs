@@ -9,7 +9,10 @@
 //! | 72 | bytes of saved frames in the outbox | capture lock |
 //! | 80 | boot-time clock at the start of the last upload, ns | upload lock |
 //! | 88 | fenced: 1 once the log belongs to somebody else | anybody |
-//! | 96 | right to append ends at this boot-time clock, ns; 0 = none | upload lock; read by anybody |
+//! | 96 | right to append ends at this boot-time clock, ns; 0 = none | state lock; read by anybody |
+//! | 144 | serial of the capture that the newest durable delta reaches | state lock; read by anybody |
+//! | 160, 168 | boot-time clock when a writer last began, and when the lease was last looked at, ns | anybody |
+//! | 152 | boot-time clock until which the lease is taken for somebody else's without asking, ns | anybody |
 //! | 104 | boot-time clock of the last commit seen, ns | anybody |
 //! | 136 | timestamp of the newest frozen delta, Unix ms | capture lock |
 //! | 128 | size of the database as of the newest frozen TXID | capture lock |
@@ -63,6 +66,10 @@ enum Word {
     PositionCheck = 15,
     FrozenPages = 16,
     Timestamp = 17,
+    DurableSerial = 18,
+    HeldElsewhere = 19,
+    LeaseUsed = 20,
+    LastLook = 21,
 }
 
 impl Shared {
@@ -123,6 +130,46 @@ impl Shared {
     /// Sets the newest frozen TXID.
     pub(crate) fn set_frozen(&self, txid: TxId) {
         self.set(Word::Frozen, txid.0);
+    }
+
+    /// The serial of the capture up to which everything is in the bucket.
+    pub(crate) fn durable_serial(&self) -> u64 {
+        self.get(Word::DurableSerial)
+    }
+
+    /// Sets the serial of the capture up to which everything is in the bucket.
+    pub(crate) fn set_durable_serial(&self, serial: u64) {
+        self.set(Word::DurableSerial, serial);
+    }
+
+    /// Until when the lease counts as somebody else's without a request.
+    pub(crate) fn held_elsewhere(&self) -> BootTime {
+        BootTime(self.get(Word::HeldElsewhere))
+    }
+
+    /// Sets until when the lease counts as somebody else's.
+    pub(crate) fn set_held_elsewhere(&self, until: BootTime) {
+        self.set(Word::HeldElsewhere, until.0);
+    }
+
+    /// When the lease was last taken, or a writer last began.
+    pub(crate) fn lease_used(&self) -> BootTime {
+        BootTime(self.get(Word::LeaseUsed))
+    }
+
+    /// Notes that the lease was taken, or that a writer begins.
+    pub(crate) fn note_lease_used(&self, at: BootTime) {
+        self.set(Word::LeaseUsed, at.0);
+    }
+
+    /// When the lease was last looked at.
+    pub(crate) fn last_look(&self) -> BootTime {
+        BootTime(self.get(Word::LastLook))
+    }
+
+    /// Notes that the lease is looked at.
+    pub(crate) fn set_last_look(&self, at: BootTime) {
+        self.set(Word::LastLook, at.0);
     }
 
     /// The timestamp of the newest frozen delta, Unix milliseconds.

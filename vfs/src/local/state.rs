@@ -12,21 +12,10 @@ use super::replace;
 use crate::capture::position::Position;
 use crate::error::{Error, ErrorKind, Result};
 use crate::page::TxId;
+use crate::protocol;
 
 /// The format that this version writes; another one is set aside and rebuilt.
 pub(crate) const FORMAT: u32 = 1;
-
-/// Which object a TXID stands for: two objects of one TXID are the same only if all three agree.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub(crate) struct ObjectId {
-    /// The highest TXID in the object.
-    #[serde(with = "txid_text")]
-    pub(crate) txid: TxId,
-    /// Size of the object in bytes.
-    pub(crate) size: u64,
-    /// CRC-32C of its bytes.
-    pub(crate) crc32c: u32,
-}
 
 /// The content of the state file.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -35,17 +24,15 @@ pub(crate) struct State {
     pub(crate) format: u32,
     /// The replica's place: bucket URL and database name.
     pub(crate) replica: String,
-    /// Random; tells this directory from every other. Goes into the node id of the deltas made here.
-    pub(crate) nonce: u64,
     /// The boot of the machine that wrote this.
     pub(crate) boot: String,
     /// Device and inode of the main file, so that a copied cache is not taken for the original.
     pub(crate) file: (u64, u64),
     /// Page size in bytes.
     pub(crate) page_size: u32,
-    /// The newest delta known to be in the bucket; `None` while the bucket has none of this database.
-    pub(crate) durable: Option<ObjectId>,
-    /// How far the WAL is contained in the deltas up to `durable`.
+    /// What this host remembers of its part in the append protocol.
+    pub(crate) protocol: protocol::State,
+    /// How far the WAL is contained in the deltas up to the durable one.
     pub(crate) position: Position,
     /// The last process closed in good order: the cache file is whole, also after a reboot.
     pub(crate) clean: bool,
@@ -77,7 +64,7 @@ impl State {
 
     /// The newest TXID known to be in the bucket.
     pub(crate) fn durable_txid(&self) -> TxId {
-        self.durable.map_or(TxId::NONE, |id| id.txid)
+        self.protocol.durable.map_or(TxId::NONE, |id| id.txid)
     }
 }
 
@@ -95,19 +82,4 @@ pub(crate) fn boot_id() -> String {
     // Without the kernel's id (some sandboxes), the moment of the start tells boots apart as well.
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     stat.lines().find(|line| line.starts_with("btime ")).unwrap_or("unknown boot").to_owned()
-}
-
-mod txid_text {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    use crate::page::TxId;
-
-    pub(super) fn serialize<S: Serializer>(txid: &TxId, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(txid)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<TxId, D::Error> {
-        let text = String::deserialize(from)?;
-        text.parse().map_err(|()| D::Error::custom(format!("{text:?} is not a TXID")))
-    }
 }

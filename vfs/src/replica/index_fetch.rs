@@ -138,7 +138,8 @@ impl Replica {
     /// [`ErrorKind::Corrupt`], naming the object and the field; the store's. The caller may plan anew and try again
     /// where an object is gone or has changed.
     pub async fn indexes(&self, chain: &Chain) -> Result<Vec<ObjectIndex>> {
-        let jobs = chain.objects.iter().map(|object| self.index(object));
+        // Collected first: a stream over a closure that borrows would not be Send in every caller's eyes.
+        let jobs: Vec<_> = chain.objects.iter().map(|object| self.index(object)).collect();
         let indexes: Vec<ObjectIndex> = stream::iter(jobs).buffered(PARALLEL).try_collect().await?;
         if let Some(newest) = indexes.last()
             && let Some(odd) = indexes.iter().find(|index| index.page_size != newest.page_size)

@@ -76,6 +76,10 @@ impl ObjectTable {
         Ok(ObjectTable { words, free: Mutex::default() })
     }
 
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.words.sync()
+    }
+
     pub(crate) fn publish(&self) -> Result<()> {
         self.words.publish()
     }

@@ -121,6 +121,15 @@ impl PageMap {
         Ok(map)
     }
 
+    /// Makes the map survive a power loss.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub fn sync(&self) -> Result<()> {
+        self.objects.sync()?;
+        self.words.sync()
+    }
+
     /// The size of the database's pages.
     pub fn page_size(&self) -> PageSize {
         self.page_size

@@ -9,6 +9,7 @@
 //! retried blindly is a write whose answer was lost: it is reported as [`StoreError::Unknown`], never as
 //! failed or done, and the caller settles it by sending the same bytes again.
 
+pub mod cloud;
 pub mod directory;
 pub mod memory;
 mod probe;
@@ -196,21 +197,24 @@ pub trait Store: fmt::Debug + Send + Sync {
 /// A store that many owners share.
 pub type SharedStore = Arc<dyn Store>;
 
-/// How long a store tries.
+/// How long a store tries, and where Cloud Storage is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
     /// Longest time that one attempt may make no progress, and what each attempt gets beside the time for its
     /// bytes. Default 10 s; must not be 0.
     pub attempt_timeout: Duration,
-    /// After this no further attempt is begun, and the call ends. Default 60 s; must not be below `attempt_timeout`.
+    /// After this no further attempt is begun; one that is under way still gets its own time. Default 60 s.
     pub deadline: Duration,
     /// Upper bound of the first pause between attempts; it doubles each time. Default 100 ms; 0 = no pauses.
     pub first_pause: Duration,
     /// Upper bound of any pause between attempts. Default 5 s.
     pub longest_pause: Duration,
-    /// The slowest transfer that is waited for: an attempt gets the time that its bytes take at this rate on top, and
-    /// so does the deadline. In bytes per second, default 256 KiB/s; must not be 0.
+    /// The slowest transfer that is waited for: an attempt gets the time that its bytes take at this rate on top.
+    /// In bytes per second, default 256 KiB/s; 0 counts as 1.
     pub slowest_rate: u64,
+    /// Base URL of something that stands in for Cloud Storage and is spoken to without credentials. `None` (the
+    /// default): the real service, with Application Default Credentials.
+    pub endpoint: Option<String>,
 }
 
 impl Default for Config {
@@ -221,14 +225,32 @@ impl Default for Config {
             first_pause: Duration::from_millis(100),
             longest_pause: Duration::from_secs(5),
             slowest_rate: 256 * 1024,
+            endpoint: None,
         }
     }
 }
 
 impl Config {
+    /// The defaults, with the endpoint of `STORAGE_EMULATOR_HOST` where that is set (with or without a scheme, as
+    /// Google's own libraries read it).
+    pub fn from_environment() -> Config {
+        let host = std::env::var("STORAGE_EMULATOR_HOST").unwrap_or_default();
+        Config { endpoint: emulator_endpoint(&host), ..Config::default() }
+    }
+
     /// What moving so many bytes may take at the slowest rate.
     fn transfer(&self, bytes: u64) -> Duration {
         Duration::from_millis(bytes.saturating_mul(1000) / self.slowest_rate.max(1))
+    }
+}
+
+/// The base URL that a value of `STORAGE_EMULATOR_HOST` stands for; `None` for an empty one.
+fn emulator_endpoint(host: &str) -> Option<String> {
+    let host = host.trim().trim_end_matches('/');
+    match host {
+        "" => None,
+        _ if host.contains("://") => Some(host.to_owned()),
+        _ => Some(format!("http://{host}")),
     }
 }
 
@@ -238,7 +260,7 @@ impl Config {
 pub fn open(url: &BucketUrl, config: Config) -> SharedStore {
     match url.bucket() {
         url::Bucket::Directory(_) => Arc::new(directory::DirectoryStore::new(url, config)),
-        url::Bucket::Cloud(_) => Arc::new(directory::DirectoryStore::new(url, config)),
+        url::Bucket::Cloud(name) => Arc::new(cloud::CloudStore::new(name, url, config)),
     }
 }
 
@@ -289,5 +311,28 @@ impl Traffic {
     pub fn snapshot(&self) -> [u64; 6] {
         [&self.gets, &self.puts, &self.lists, &self.deletes, &self.bytes_in, &self.bytes_out]
             .map(|count| count.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_emulator_is_named_with_or_without_a_scheme() {
+        assert_eq!(emulator_endpoint(""), None);
+        for host in ["127.0.0.1:9000", "http://127.0.0.1:9000", "http://127.0.0.1:9000/"] {
+            assert_eq!(emulator_endpoint(host).as_deref(), Some("http://127.0.0.1:9000"), "{host}");
+        }
+        assert_eq!(emulator_endpoint("https://storage.test").as_deref(), Some("https://storage.test"));
+    }
+
+    #[test]
+    fn ranges_are_cut_to_the_object() {
+        assert_eq!(clip("a", None, 0), Ok(0..0));
+        assert_eq!(clip("a", Some(1..9), 3), Ok(1..3));
+        for (range, size) in [(0..1, 0), (3..4, 3), (1..1, 3)] {
+            assert_eq!(clip("a", Some(range), size), Err(StoreError::Range("a".to_owned())));
+        }
     }
 }

@@ -9,6 +9,8 @@
 //!   state file: the same, and the bucket answers that these bytes are there. After the state file and before the removal:
 //!   the file is removed at the next open.
 
+pub(crate) mod driver;
+mod lease;
 pub(crate) mod pump;
 
 use std::collections::BTreeMap;
@@ -20,31 +22,25 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::capture::{Capture, Freeze};
 use crate::database::{DURABLE_WAIT, Database};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::local::shared::BootTime;
-use crate::local::state::{ObjectId, State};
 use crate::log;
 use crate::outbox::Envelope;
-use crate::page::{Pgno, TxId};
-use crate::replica::names::ObjectName;
-use crate::runtime;
-use crate::store::{Condition, StoreError};
+use crate::page::Pgno;
+use crate::protocol::{Append, Appended, Renew, Renewed};
 
 /// How often an idle process looks for commits whose own process did not live to send them.
 const LOOK: Duration = Duration::from_secs(1);
 /// How soon a turn looks again when another process is sending: while somebody waits for it, and otherwise.
 const BUSY_URGENT: Duration = Duration::from_millis(1);
 const BUSY: Duration = Duration::from_millis(20);
+/// How soon a turn asks again for a lease that somebody else holds.
+const BUSY_ELSEWHERE: Duration = Duration::from_millis(300);
+/// How long one turn keeps sending a delta whose outcome is unknown, before it lets others at the locks.
+const APPEND_WAIT: Duration = Duration::from_secs(10);
 /// After failures in a row the next attempt waits this long, doubled each time, at most `BACKOFF_MOST`.
 const BACKOFF: Duration = Duration::from_millis(100);
 const BACKOFF_MOST: Duration = Duration::from_secs(5);
-
-/// What the upload lock guards in this process.
-#[derive(Debug)]
-pub(crate) struct Uploader {
-    /// The state file's content, as this process last read or wrote it.
-    pub(crate) state: State,
-}
 
 impl pump::Turn for Database {
     fn turn(&self) -> Option<Instant> {
@@ -58,6 +54,8 @@ impl pump::Turn for Database {
                 self.settled.1.notify_all();
                 None
             }
+            // Somebody else's turn is no fault.
+            Err(e) if e.kind() == ErrorKind::Busy => Some(Instant::now() + BUSY_ELSEWHERE),
             Err(e) => {
                 self.note_error(&e);
                 let failures = self.failures.fetch_add(1, Ordering::SeqCst).min(10);
@@ -68,44 +66,79 @@ impl pump::Turn for Database {
 }
 
 impl Database {
-    /// One turn: freezes what is committed and sends what is frozen, if it is due. Returns when to come again.
+    /// One turn: freezes what is committed and sends what is frozen, if it is due, and tends the lease. Returns when to
+    /// come again.
     fn send_what_is_due(&self) -> Result<Instant> {
-        let behind = Capture::is_behind(&self.shared, self.committed().as_ref());
-        if !behind && self.shared.frozen() == self.shared.durable() {
-            return Ok(Instant::now() + LOOK);
-        }
-        let wait = self.until_due(BootTime::now());
-        if wait > Duration::ZERO {
-            return Ok(Instant::now() + wait);
-        }
-        let Some(mut uploader) = self.uploader.try_lock()? else {
-            let urgent = self.urgent.load(Ordering::SeqCst) > 0;
-            return Ok(Instant::now() + if urgent { BUSY_URGENT } else { BUSY });
-        };
-        if self.shared.fenced() {
-            return Err(self.fenced());
-        }
-        // Another process may have sent in the meantime.
-        if let Some(state) = State::load(&self.layout.state())? {
-            uploader.state = state;
-        }
-        self.shared.set_last_put(BootTime::now());
-        self.freeze_committed()?;
-        for envelope in self.outbox().list()? {
-            if envelope.id.txid > uploader.state.durable_txid() {
-                self.send(&envelope)?;
-                self.note_durable(&mut uploader, &envelope)?;
+        let mut next = Instant::now() + LOOK;
+        if self.is_pending() {
+            let wait = self.until_due(BootTime::now());
+            if wait > Duration::ZERO {
+                next = next.min(Instant::now() + wait);
+            } else {
+                // What an earlier process left needs the lease like any commit.
+                self.ensure_right()?;
+                let Some(_uploader) = self.uploader.try_lock()? else {
+                    let urgent = self.urgent.load(Ordering::SeqCst) > 0;
+                    return Ok(Instant::now() + if urgent { BUSY_URGENT } else { BUSY });
+                };
+                self.shared.set_last_put(BootTime::now());
+                self.freeze_committed()?;
+                self.append_all(Instant::now() + APPEND_WAIT)?;
             }
-            self.outbox().remove(envelope.id.txid)?;
         }
-        drop(uploader);
-        // A commit that came during the turn is due when the interval is over.
-        let behind = Capture::is_behind(&self.shared, self.committed().as_ref());
-        Ok(Instant::now() + if behind { self.until_due(BootTime::now()) } else { LOOK })
+        let is_pending = self.is_pending();
+        if is_pending {
+            // It came during the turn, and is due when the interval is over.
+            next = next.min(Instant::now() + self.until_due(BootTime::now()));
+        }
+        match self.tend_lease(!is_pending)? {
+            Some(tend) => Ok(next.min(tend)),
+            None => Ok(next),
+        }
+    }
+
+    /// Whether something committed is not in the bucket.
+    fn is_pending(&self) -> bool {
+        Capture::is_behind(&self.shared, self.committed().as_ref()) || self.shared.frozen() > self.shared.durable()
+    }
+
+    /// Sends what the outbox holds, in order, each delta until it is settled. Under the upload lane.
+    pub(crate) fn append_all(&self, deadline: Instant) -> Result<()> {
+        loop {
+            match self.drive(Append::default(), deadline)? {
+                Some(Appended::Durable(id)) => {
+                    *self.last_error.lock() = None;
+                    log::debug!("{}: {} is durable", self.replica.place(), id.txid);
+                    self.outbox.remove(id.txid)?;
+                }
+                Some(Appended::Nothing) => return Ok(()),
+                Some(Appended::SteppedOver) => {}
+                Some(Appended::Lapsed) => {
+                    // Whoever holds the lease lane just now renews as well.
+                    let renewed = match self.lease_lane.try_lock()? {
+                        Some(_lane) => self.drive(Renew::default(), deadline)?,
+                        None => None,
+                    };
+                    match renewed {
+                        Some(Renewed::Held) => {}
+                        Some(Renewed::Lost) => return self.settle_fenced(deadline),
+                        None => return Err(self.not_settled()),
+                    }
+                }
+                Some(Appended::Fenced) => return self.settle_fenced(deadline),
+                None => return Err(self.not_settled()),
+            }
+        }
+    }
+
+    fn not_settled(&self) -> Error {
+        let place = self.replica.place();
+        let message = format!("{place}: the bucket does not answer; {} is kept and sent again", self.shared.durable().next());
+        Error::new(ErrorKind::Unavailable, message)
     }
 
     /// Freezes everything committed into one delta.
-    fn freeze_committed(&self) -> Result<Option<Envelope>> {
+    pub(crate) fn freeze_committed(&self) -> Result<Option<Envelope>> {
         let mut capture = self.capture.lock_within(DURABLE_WAIT, "the capture lock")?;
         let waiting = self.shared.waiting_since();
         let how = Freeze {
@@ -119,7 +152,9 @@ impl Database {
         let committed = self.committed();
         match capture.freeze(&self.shared, committed.as_ref(), &how) {
             Ok(frozen) => {
-                self.shared.set_last_timestamp_ms(how.timestamp_ms);
+                if frozen.is_some() {
+                    self.shared.set_last_timestamp_ms(how.timestamp_ms);
+                }
                 if self.shared.frozen() > self.shared.durable() {
                     self.shared.set_waiting_since(waiting);
                 }
@@ -131,64 +166,10 @@ impl Database {
             }
         }
     }
-
-    /// Sends a delta until it is settled, or until the store gives up for now.
-    fn send(&self, envelope: &Envelope) -> Result<()> {
-        let id = envelope.id;
-        let name = self.replica.ltx(&ObjectName::delta(id.txid));
-        let bytes = self.outbox().read(&id)?;
-        let store = self.replica.store().clone();
-        let metadata = metadata(envelope.timestamp_ms);
-        let put = {
-            let name = name.clone();
-            async move { store.put(&name, bytes, &metadata, Condition::Absent).await }
-        };
-        log::debug!("{name}: sending {} bytes", id.size);
-        match runtime::wait(&format!("sending {name}"), STORE_WAIT, put)? {
-            Ok(_) => Ok(()),
-            Err(StoreError::Precondition(_)) => match self.stored_id(id.txid)? {
-                Some(stored) if stored == id => Ok(()),
-                _ => {
-                    self.shared.set_fenced();
-                    Err(self.fenced())
-                }
-            },
-            Err(e) => Err(e.into()),
-        }
-    }
-
-    /// The object id of the level-0 object of a TXID; `None` if there is no such object.
-    fn stored_id(&self, txid: TxId) -> Result<Option<ObjectId>> {
-        let name = self.replica.ltx(&ObjectName::delta(txid));
-        let store = self.replica.store().clone();
-        let get = {
-            let name = name.clone();
-            async move { store.get(&name, None).await }
-        };
-        match runtime::wait(&format!("reading {name}"), STORE_WAIT, get)? {
-            Ok(object) => {
-                let crc32c = crc32c::crc32c(&object.bytes);
-                Ok(Some(ObjectId { txid, size: object.bytes.len() as u64, crc32c }))
-            }
-            Err(StoreError::NotFound(_)) => Ok(None),
-            Err(e) => Err(e.into()),
-        }
-    }
-
-    /// Publishes that a delta is in the bucket: to those who wait first, then to the state file.
-    fn note_durable(&self, uploader: &mut Uploader, envelope: &Envelope) -> Result<()> {
-        self.shared.set_durable(envelope.id.txid);
-        self.settled.1.notify_all();
-        *self.last_error.lock() = None;
-        log::debug!("{}: {} is durable", self.replica.place(), envelope.id.txid);
-        uploader.state.durable = Some(envelope.id);
-        uploader.state.position = envelope.position;
-        uploader.state.save(&self.layout.state())
-    }
 }
 
 /// How long one operation of the store may take in all; the store's own deadline is shorter.
-const STORE_WAIT: Duration = Duration::from_secs(90);
+pub(crate) const STORE_WAIT: Duration = Duration::from_secs(90);
 
 /// The custom metadata of an LTX object: the time that Litestream's restore goes by.
 pub(crate) fn metadata(timestamp_ms: i64) -> BTreeMap<String, String> {

@@ -1,0 +1,280 @@
+//! One open main file as the shim sees it: the locks it holds, and what is asked of the engine when they change.
+//!
+//! SQLite's locks are the base VFS's. What is added here:
+//! - Before a writer takes WRITE, the engine is asked (it may have to get the lease). Not for a checkpoint and not for
+//!   recovery: refusing that would lock readers out.
+//! - Before READ1 to READ4 are handed out exclusively, which is the step before the WAL is reset, the engine captures the rest
+//!   of it. Refused as BUSY, this is harmless: the commit goes to the end of the WAL instead.
+//! - The reset guard, for SQLite 3.7.0 to 3.51.2. There a checkpoint that starts at once after another one may read the
+//!   WAL's old length, have a writer reset the WAL under it, and record the old length as copied; the frames written
+//!   afterwards are then never copied. A writer that holds CKPT (shared) from before the reset until after it has no
+//!   checkpoint beside it. Only testing CKPT is not enough: the checkpoint may start after the test.
+//! - Around EXCLUSIVE our own handle lets go of its lock.
+//!
+//! A connection is used by one thread at a time (SQLite's mutex sees to it); atomics carry its state between threads.
+
+use std::ffi::{c_char, c_int};
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+
+use super::base::BaseFile;
+use super::codes::{Callback, report};
+use super::ffi;
+use super::filename::Filename;
+use super::own_handle::{OwnHandle, copy_head, header_is_valid};
+use super::registry::{Entry, Open};
+use crate::database::{Database, WalEnd};
+
+const CKPT: u32 = 1 << ffi::SHM_CKPT;
+/// The five read locks.
+const READS: u32 = 0b11111 << ffi::SHM_READ0;
+
+pub(super) struct Connection {
+    pub(super) database: Arc<Database>,
+    pub(super) entry: Arc<Entry>,
+    pub(super) base: BaseFile,
+    /// Names to open the WAL under; its base file keeps a pointer into this.
+    pub(super) filename: Arc<Filename>,
+    own: Arc<OwnHandle>,
+    /// The pointer that xOpen got as the name: SQLite's WAL names lead back to it. Only ever compared.
+    name: AtomicPtr<c_char>,
+    /// The level of the main file's lock.
+    level: AtomicI32,
+    /// Our own handle was told to let go for this connection.
+    suspends: AtomicBool,
+    /// The wal-index locks that this file holds, as bits: shared, and exclusively.
+    shared: AtomicU32,
+    exclusive: AtomicU32,
+    /// CKPT is held shared by the reset guard, not by SQLite.
+    guarding: AtomicBool,
+    /// WRITE is held by a writer that the engine let pass.
+    writing: AtomicBool,
+    /// The first region of the wal-index as this file mapped it.
+    region: AtomicPtr<u32>,
+    /// What COMMIT_PHASETWO will wait for.
+    end: Mutex<Option<WalEnd>>,
+}
+
+impl Connection {
+    pub(super) fn new(
+        open: Open,
+        entry: Arc<Entry>,
+        base: BaseFile,
+        filename: Arc<Filename>,
+        name: *const c_char,
+    ) -> Self {
+        Connection {
+            database: open.database,
+            entry,
+            base,
+            filename,
+            own: open.own,
+            name: AtomicPtr::new(name.cast_mut()),
+            level: AtomicI32::new(ffi::LOCK_NONE),
+            suspends: AtomicBool::new(false),
+            shared: AtomicU32::new(0),
+            exclusive: AtomicU32::new(0),
+            guarding: AtomicBool::new(false),
+            writing: AtomicBool::new(false),
+            region: AtomicPtr::new(ptr::null_mut()),
+            end: Mutex::new(None),
+        }
+    }
+
+    /// Whether the main file was opened with exactly this pointer as its name.
+    pub(super) fn is_named(&self, name: *const c_char) -> bool {
+        ptr::eq(self.name.load(Ordering::Relaxed), name)
+    }
+
+    /// Whether this connection makes no xShmLock calls, because nobody else can be there (`locking_mode=EXCLUSIVE`).
+    pub(super) fn is_exclusive(&self) -> bool {
+        self.level.load(Ordering::Relaxed) >= ffi::LOCK_EXCLUSIVE
+    }
+
+    /// Turns an error of the engine into the callback's code.
+    pub(super) fn refuse(&self, callback: Callback, error: &crate::Error) -> c_int {
+        report(callback, self.database.path(), error)
+    }
+
+    /// xLock.
+    pub(super) fn lock(&self, level: c_int) -> c_int {
+        if level < ffi::LOCK_EXCLUSIVE || self.is_exclusive() {
+            let code = self.base.lock(level);
+            if code == ffi::OK {
+                self.level.fetch_max(level, Ordering::Relaxed);
+            }
+            return code;
+        }
+        if let Err(error) = self.database.before_exclusive() {
+            return self.refuse(Callback::Exclusive, &error);
+        }
+        self.own.suspend();
+        let code = self.base.lock(level);
+        if code == ffi::OK {
+            self.level.store(level, Ordering::Relaxed);
+            self.suspends.store(true, Ordering::Relaxed);
+        } else {
+            self.resume();
+        }
+        code
+    }
+
+    fn resume(&self) {
+        self.own.resume();
+        if !self.region.load(Ordering::Acquire).is_null() {
+            self.own.attach();
+        }
+    }
+
+    /// xUnlock.
+    pub(super) fn unlock(&self, level: c_int) -> c_int {
+        let code = self.base.unlock(level);
+        if code == ffi::OK {
+            self.level.fetch_min(level, Ordering::Relaxed);
+            if self.suspends.swap(false, Ordering::Relaxed) {
+                self.resume();
+            }
+        }
+        code
+    }
+
+    /// xShmMap, after the base VFS mapped a region.
+    pub(super) fn mapped(&self, region: c_int, memory: *mut u32) {
+        if region == 0 && !memory.is_null() {
+            self.region.store(memory, Ordering::Release);
+            self.own.attach();
+        }
+    }
+
+    /// xShmUnmap, before the base VFS does it.
+    pub(super) fn unmapping(&self) {
+        self.region.store(ptr::null_mut(), Ordering::Release);
+        self.shared.store(0, Ordering::Relaxed);
+        self.exclusive.store(0, Ordering::Relaxed);
+        self.guarding.store(false, Ordering::Relaxed);
+        self.writing.store(false, Ordering::Relaxed);
+    }
+
+    /// xShmLock.
+    pub(super) fn shm_lock(&self, offset: c_int, n: c_int, flags: c_int) -> c_int {
+        if offset < 0 || n < 1 || offset + n > ffi::SHM_NLOCK {
+            return ffi::IOERR_SHMLOCK;
+        }
+        if flags & ffi::SHM_UNLOCK != 0 {
+            return self.shm_unlock(offset, n, flags);
+        }
+        self.own.attach();
+        if flags & ffi::SHM_EXCLUSIVE == 0 {
+            return self.take(offset, n, flags);
+        }
+        match (offset, n) {
+            (ffi::SHM_WRITE, 1) => self.take_write(flags),
+            (ffi::SHM_READ1, ffi::SHM_READS_BESIDE_0) => self.take_reads_for_reset(flags),
+            _ => self.take(offset, n, flags),
+        }
+    }
+
+    fn take_write(&self, flags: c_int) -> c_int {
+        let writer = self.is_for_a_writer();
+        if writer && let Err(error) = self.database.before_write_lock() {
+            return self.refuse(Callback::WriteLock, &error);
+        }
+        let code = self.take(ffi::SHM_WRITE, 1, flags);
+        if code == ffi::OK {
+            self.writing.store(writer, Ordering::Relaxed);
+        }
+        code
+    }
+
+    /// Who asks for WRITE, told by what else this file holds:
+    ///
+    /// | holds | who | a writer? |
+    /// |---|---|---|
+    /// | READ, shared | a writer | yes |
+    /// | CKPT, exclusively | a FULL, RESTART or TRUNCATE checkpoint | no |
+    /// | nothing, and the header is not valid | recovery | no |
+    /// | nothing, and the header is valid | a writer of a build with SQLITE_ENABLE_SETLK_TIMEOUT | yes |
+    fn is_for_a_writer(&self) -> bool {
+        if self.exclusive.load(Ordering::Relaxed) & CKPT != 0 {
+            return false;
+        }
+        if self.shared.load(Ordering::Relaxed) & READS != 0 {
+            return true;
+        }
+        let region = self.region.load(Ordering::Acquire);
+        // SAFETY: set by xShmMap of this file and cleared before its xShmUnmap.
+        !region.is_null() && header_is_valid(&unsafe { copy_head(region) })
+    }
+
+    fn take_reads_for_reset(&self, flags: c_int) -> c_int {
+        let (offset, n) = (ffi::SHM_READ1, ffi::SHM_READS_BESIDE_0);
+        let guard = self.exclusive.load(Ordering::Relaxed) & CKPT == 0;
+        if guard {
+            let code = self.base.shm_lock(ffi::SHM_CKPT, 1, ffi::SHM_LOCK | ffi::SHM_SHARED);
+            if code != ffi::OK {
+                return code;
+            }
+            self.guarding.store(true, Ordering::Relaxed);
+        }
+        let code = self.take(offset, n, flags);
+        if code != ffi::OK {
+            self.end_guard();
+            return code;
+        }
+        let Err(error) = self.database.before_reset() else { return ffi::OK };
+        self.shm_unlock(offset, n, ffi::SHM_UNLOCK | ffi::SHM_EXCLUSIVE);
+        self.refuse(Callback::Reset, &error)
+    }
+
+    fn end_guard(&self) {
+        if self.guarding.swap(false, Ordering::Relaxed) {
+            self.base.shm_lock(ffi::SHM_CKPT, 1, ffi::SHM_UNLOCK | ffi::SHM_SHARED);
+        }
+    }
+
+    fn take(&self, offset: c_int, n: c_int, flags: c_int) -> c_int {
+        let code = self.base.shm_lock(offset, n, flags);
+        if code == ffi::OK {
+            let held = if flags & ffi::SHM_EXCLUSIVE != 0 { &self.exclusive } else { &self.shared };
+            held.fetch_or(bits(offset, n), Ordering::Relaxed);
+        }
+        code
+    }
+
+    fn shm_unlock(&self, offset: c_int, n: c_int, flags: c_int) -> c_int {
+        let bits = bits(offset, n);
+        if bits & (1 << ffi::SHM_WRITE) != 0 && self.writing.swap(false, Ordering::Relaxed) {
+            *self.end.lock() = self.database.committed_end();
+        }
+        let code = self.base.shm_lock(offset, n, flags);
+        self.shared.fetch_and(!bits, Ordering::Relaxed);
+        self.exclusive.fetch_and(!bits, Ordering::Relaxed);
+        if (offset, n) == (ffi::SHM_READ1, ffi::SHM_READS_BESIDE_0) {
+            self.end_guard();
+        }
+        code
+    }
+
+    /// FCNTL_COMMIT_PHASETWO.
+    pub(super) fn commit_phase_two(&self) -> crate::Result<()> {
+        let exclusive = self.is_exclusive();
+        let end = self.end.lock().take();
+        self.database.commit_phase_two(end.filter(|_| !exclusive), exclusive)
+    }
+
+    /// xClose: counts the connection out and closes its file; the last one closes the database.
+    pub(super) fn close(self: &Arc<Connection>) -> c_int {
+        let gate = self.entry.gate();
+        if self.suspends.swap(false, Ordering::Relaxed) {
+            self.own.resume();
+        }
+        gate.remove(self, || self.base.close())
+    }
+}
+
+fn bits(offset: c_int, n: c_int) -> u32 {
+    ((1 << n) - 1) << offset
+}

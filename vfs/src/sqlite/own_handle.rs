@@ -1,0 +1,240 @@
+//! Our own handle on a database: how the engine sees the wal-index, and what keeps the WAL from being deleted under it.
+//!
+//! Before it maps the wal-index it takes a SHARED lock on the main file, and keeps it. Without that lock another process's
+//! last close would delete the WAL and the wal-index while we still look at the old ones. The same lock would keep every
+//! application from ever getting EXCLUSIVE, which closing the last connection and `locking_mode=EXCLUSIVE` need; so the
+//! shim lets go of it around xLock(EXCLUSIVE).
+//!
+//! It is opened through the base VFS, whose bookkeeping makes several handles of one process safe (a file descriptor of
+//! our own would drop SQLite's POSIX locks when it is closed), and lives only while the process has an application
+//! connection to the database.
+
+use std::ffi::c_int;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+
+use super::base::{BaseFile, BaseVfs};
+use super::ffi;
+use super::filename::Filename;
+use crate::database::WalIndex;
+use crate::log;
+
+/// Words in the part of the wal-index that is of interest: two copies of the header, and the checkpoint information.
+const WORDS: usize = 136 / 4;
+
+pub(super) struct OwnHandle {
+    base: BaseVfs,
+    name: Arc<Filename>,
+    flags: c_int,
+    state: Mutex<State>,
+    /// Mirrors `state.region.is_some()`, so that asking costs nothing.
+    attached: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    file: Option<OpenFile>,
+    region: Option<Region>,
+    /// How many connections of this process hold EXCLUSIVE or are about to ask for it.
+    suspended: u32,
+}
+
+/// Where the base VFS mapped the first region of the wal-index.
+#[derive(Clone, Copy)]
+struct Region(NonNull<u32>);
+
+// SAFETY: shared memory, read with atomic loads only, and only under the lock that also guards its unmapping.
+unsafe impl Send for Region {}
+
+/// The memory of an open base file.
+struct OpenFile {
+    file: BaseFile,
+    // u64, because SQLite promises its VFSs memory aligned to 8 bytes.
+    _memory: Box<[u64]>,
+}
+
+impl OwnHandle {
+    /// A handle that is not open yet. `flags` are the application's, without CREATE.
+    pub(super) fn new(base: BaseVfs, name: Arc<Filename>, flags: c_int) -> OwnHandle {
+        OwnHandle { base, name, flags, state: Mutex::new(State::default()), attached: AtomicBool::new(false) }
+    }
+
+    /// Attaches to the wal-index unless somebody has or wants EXCLUSIVE. Costs one load when attached. The caller has it
+    /// mapped itself, so this never makes the file.
+    pub(super) fn attach(&self) {
+        if !self.attached.load(Ordering::Acquire) {
+            self.attach_locked(&mut self.state.lock());
+        }
+    }
+
+    fn attach_locked(&self, state: &mut State) {
+        if state.region.is_some() || state.suspended > 0 {
+            return;
+        }
+        if state.file.is_none() {
+            state.file = self.open();
+        }
+        let Some(OpenFile { file, .. }) = &state.file else { return };
+        if !file.has_shm() || file.lock(ffi::LOCK_SHARED) != ffi::OK {
+            return;
+        }
+        let mut region = std::ptr::null_mut();
+        // SAFETY: `region` is a variable of this function.
+        let code = unsafe { file.shm_map(0, ffi::SHM_REGION_BYTES, 0, &mut region) };
+        // READONLY: mapped, but not for writing, which suits us.
+        if code & 0xff == ffi::OK || code == ffi::READONLY {
+            state.region = NonNull::new(region.cast()).map(Region);
+        }
+        if state.region.is_none() {
+            file.shm_unmap(0);
+            file.unlock(ffi::LOCK_NONE);
+        }
+        self.attached.store(state.region.is_some(), Ordering::Release);
+    }
+
+    fn open(&self) -> Option<OpenFile> {
+        let mut memory = vec![0u64; (self.base.os_file_size() as usize).div_ceil(8)].into_boxed_slice();
+        let raw = memory.as_mut_ptr().cast();
+        let flags = self.flags & !ffi::OPEN_CREATE | ffi::OPEN_MAIN_DB;
+        let mut out = 0;
+        // SAFETY: the memory is large enough and moves with the value that owns it; the name lives as long as `self`.
+        let code = unsafe { self.base.open(self.name.database(), raw, flags, &mut out) };
+        if code != ffi::OK {
+            log::error!("opening a handle of our own on the database failed with code {code}");
+            return None;
+        }
+        // SAFETY: just opened; closed only by `Drop` of the value that owns it.
+        Some(OpenFile { file: unsafe { BaseFile::new(raw) }, _memory: memory })
+    }
+
+    /// Lets go of every lock until `resume`: a connection of this process wants EXCLUSIVE.
+    pub(super) fn suspend(&self) {
+        let mut state = self.state.lock();
+        state.suspended += 1;
+        self.detach(&mut state);
+    }
+
+    /// Ends one `suspend`. Attaching again is left to the next connection that uses the wal-index: the one that ends its
+    /// EXCLUSIVE has often just deleted it, and attaching would make it anew.
+    pub(super) fn resume(&self) {
+        let mut state = self.state.lock();
+        state.suspended = state.suspended.saturating_sub(1);
+    }
+
+    /// Lets go of everything; only called when the last connection of the process goes.
+    pub(super) fn close(&self) {
+        let mut state = self.state.lock();
+        self.detach(&mut state);
+        state.file = None;
+    }
+
+    fn detach(&self, state: &mut State) {
+        self.attached.store(false, Ordering::Release);
+        if state.region.take().is_some()
+            && let Some(OpenFile { file, .. }) = &state.file
+        {
+            file.shm_unmap(0);
+            file.unlock(ffi::LOCK_NONE);
+        }
+    }
+}
+
+impl WalIndex for OwnHandle {
+    fn bytes(&self) -> Option<[u8; 136]> {
+        let state = self.state.lock();
+        let Region(start) = state.region?;
+        // SAFETY: mapped until `detach`, which needs the lock held here.
+        Some(unsafe { copy_head(start.as_ptr()) })
+    }
+
+    fn lock_write(&self) -> bool {
+        let state = self.state.lock();
+        let Some(OpenFile { file, .. }) = state.file.as_ref().filter(|_| state.region.is_some()) else { return false };
+        file.shm_lock(ffi::SHM_WRITE, 1, ffi::SHM_LOCK | ffi::SHM_EXCLUSIVE) == ffi::OK
+    }
+
+    fn unlock_write(&self) {
+        let state = self.state.lock();
+        // Detaching meanwhile has let go of the lock already.
+        if let Some(OpenFile { file, .. }) = state.file.as_ref().filter(|_| state.region.is_some()) {
+            file.shm_lock(ffi::SHM_WRITE, 1, ffi::SHM_UNLOCK | ffi::SHM_EXCLUSIVE);
+        }
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        self.file.close();
+    }
+}
+
+/// Copies the head of the wal-index, while others may be changing it.
+///
+/// # Safety
+/// `start` is the first region of a mapped wal-index.
+pub(super) unsafe fn copy_head(start: *const u32) -> [u8; 136] {
+    let mut head = [0; 136];
+    for (word, bytes) in head.as_chunks_mut::<4>().0.iter_mut().enumerate().take(WORDS) {
+        // SAFETY: the region is 32 KiB long and aligned to a page; other processes write to it, hence atomically.
+        let value = unsafe { AtomicU32::from_ptr(start.add(word).cast_mut()) }.load(Ordering::Acquire);
+        *bytes = value.to_ne_bytes();
+    }
+    head
+}
+
+/// Whether the head of a wal-index holds a header that SQLite would accept: both copies agree, it is initialised, and its
+/// checksum is right. One that fails this is about to be rebuilt from the WAL.
+///
+/// | offset | type | field (in the machine's byte order) |
+/// |---|---|---|
+/// | 0 | 48 B | first copy of the header |
+/// | 48 | 48 B | second copy |
+/// | +12 | u8 | is initialised |
+/// | +40 | 2 x u32 | checksum over the 40 bytes before |
+pub(super) fn header_is_valid(head: &[u8; 136]) -> bool {
+    let (first, second) = (&head[..48], &head[48..96]);
+    if first != second || first[12] == 0 {
+        return false;
+    }
+    let (mut s1, mut s2) = (0u32, 0u32);
+    let word = |at: usize| u32::from_ne_bytes([first[at], first[at + 1], first[at + 2], first[at + 3]]);
+    for at in (0..40).step_by(8) {
+        s1 = s1.wrapping_add(word(at)).wrapping_add(s2);
+        s2 = s2.wrapping_add(word(at + 4)).wrapping_add(s1);
+    }
+    (s1, s2) == (word(40), word(44))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sqlites_own_wal_index_is_valid_and_any_changed_bit_is_not() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("plain.db");
+        let db = rusqlite::Connection::open(&path).expect("opened");
+        db.execute_batch("PRAGMA journal_mode=wal; CREATE TABLE t(a)").expect("a WAL");
+        // Reading a copy of the -shm without taking locks of our own through this descriptor's file.
+        let copy = dir.path().join("copy");
+        let status = std::process::Command::new("cp").arg(dir.path().join("plain.db-shm")).arg(&copy).status();
+        assert!(status.expect("cp").success());
+        let bytes = std::fs::read(&copy).expect("read");
+        let head: [u8; 136] = bytes[..136].try_into().expect("long enough");
+        assert!(header_is_valid(&head));
+        for bit in 0..96 * 8 {
+            let mut broken = head;
+            broken[bit / 8] ^= 1 << (bit % 8);
+            assert!(!header_is_valid(&broken), "bit {bit}");
+        }
+        let mut both = head;
+        for at in [16, 64] {
+            both[at] ^= 1;
+        }
+        assert!(!header_is_valid(&both), "the checksum is not looked at");
+        assert!(!header_is_valid(&[0; 136]));
+    }
+}

@@ -1,0 +1,46 @@
+//! The life of the process around the databases: its normal exit, and its forked children.
+//!
+//! An application that exits without closing its connections still gets its commits uploaded: a handler runs at exit.
+//! `_exit` and signals that kill run no handlers. A forked child inherits the handlers but none of the threads, so the exit
+//! handler works only in the process that registered it, and the child is told that it is one.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::guard::guard;
+use super::registry;
+use crate::database;
+use crate::log;
+
+/// The process whose databases are closed at exit; 0 before the first registration.
+static OWNER: AtomicU32 = AtomicU32::new(0);
+
+/// Installs both handlers, once per process.
+pub(super) fn install_handlers() {
+    if OWNER.compare_exchange(0, std::process::id(), Ordering::AcqRel, Ordering::Acquire).is_err() {
+        return;
+    }
+    // SAFETY: both handlers are functions of this library, which is never unloaded (the loadable extension returns
+    // SQLITE_OK_LOAD_PERMANENTLY).
+    let (exit, fork) = unsafe { (libc::atexit(at_exit), libc::pthread_atfork(None, None, Some(in_child))) };
+    if exit != 0 || fork != 0 {
+        log::error!("installing the handlers for exit and fork failed: close connections before the process ends");
+    }
+}
+
+extern "C" fn at_exit() {
+    guard("atexit", (), || {
+        if OWNER.load(Ordering::Acquire) == std::process::id() {
+            database::close_all_at_exit();
+        }
+    });
+}
+
+/// Runs in the child between fork and anything else: only what needs no lock that another thread may have held.
+unsafe extern "C" fn in_child() {
+    guard("atfork", (), || {
+        // From now on the child's databases are its own to close.
+        OWNER.store(std::process::id(), Ordering::Release);
+        registry::forget_in_child();
+        database::after_fork_in_child();
+    });
+}

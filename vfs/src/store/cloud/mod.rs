@@ -1,0 +1,299 @@
+//! Cloud Storage as the bucket.
+//!
+//! Bytes of objects go through the official client: ranged reads, and uploads with a condition. What that client
+//! can do over gRPC only, or does not tell (listing, deleting, an object's age), are plain JSON requests with the
+//! same credentials (`json.rs`). When an attempt counts as failed, lost or worth repeating is in `attempt.rs`.
+//!
+//! Nothing is sent when a store is made: credentials are looked for at the first request, on the runtime that makes
+//! it. An upload is always one multipart request, so that its condition is judged once, by the bucket.
+
+mod attempt;
+mod json;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use google_cloud_auth::credentials;
+use google_cloud_gax::retry_policy::NeverRetry;
+use google_cloud_storage::client::Storage;
+use google_cloud_storage::model_ext::ReadRange;
+use google_cloud_storage::read_resume_policy::NeverResume;
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
+
+use super::{
+    BucketTime, BucketUrl, Condition, Config, Entry, Generation, Meta, Object, Store, StoreError, Traffic, check_name,
+    clip,
+};
+use attempt::{Attempt, Kind, retry};
+use json::Json;
+
+/// The store of a `gs://` place.
+#[derive(Debug)]
+pub struct CloudStore {
+    bucket: String,
+    url: BucketUrl,
+    config: Config,
+    clients: OnceCell<Clients>,
+    traffic: Traffic,
+}
+
+#[derive(Debug)]
+struct Clients {
+    /// For the bytes of objects.
+    storage: Storage,
+    /// For everything else.
+    json: Json,
+}
+
+impl CloudStore {
+    /// The store of this place in this bucket.
+    pub fn new(bucket: &str, url: &BucketUrl, config: Config) -> CloudStore {
+        let (clients, traffic) = (OnceCell::new(), Traffic::default());
+        CloudStore { bucket: bucket.to_owned(), url: url.clone(), config, clients, traffic }
+    }
+
+    async fn clients(&self, name: &str) -> Result<&Clients, StoreError> {
+        let build = async {
+            // Somebody else in the process may have chosen one already; any will do.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            let credentials = match self.config.endpoint {
+                Some(_) => credentials::anonymous::Builder::new().build(),
+                None => credentials::Builder::default().build().map_err(|e| format!("no credentials: {e}"))?,
+            };
+            let mut builder = Storage::builder()
+                .with_credentials(credentials.clone())
+                .with_retry_policy(NeverRetry)
+                .with_read_resume_policy(NeverResume)
+                .with_resumable_upload_threshold(usize::MAX)
+                .with_grpc_subchannel_count(1);
+            if let Some(endpoint) = &self.config.endpoint {
+                builder = builder.with_endpoint(endpoint);
+            }
+            let storage = builder.build().await.map_err(|e| format!("making the client: {e}"))?;
+            let endpoint = self.config.endpoint.as_deref().unwrap_or("https://storage.googleapis.com");
+            let json = Json::new(endpoint, &self.bucket, credentials).map_err(|e| format!("making the client: {e}"))?;
+            Ok(Clients { storage, json })
+        };
+        let refused = |why: String| StoreError::Refused { name: name.to_owned(), why };
+        self.clients.get_or_try_init(|| build).await.map_err(refused)
+    }
+
+    /// The bucket's name for a name below this place.
+    fn full(&self, name: &str) -> Result<String, StoreError> {
+        let full = self.below(name);
+        check_name(&full)?;
+        Ok(full)
+    }
+
+    fn below(&self, name: &str) -> String {
+        match self.url.folder() {
+            "" => name.to_owned(),
+            folder => format!("{folder}/{name}"),
+        }
+    }
+
+    fn bucket_path(&self) -> String {
+        format!("projects/_/buckets/{}", self.bucket)
+    }
+
+    /// One attempt to read the bytes of an object.
+    async fn read(&self, name: &str, full: &str, range: Option<&Range<u64>>) -> Result<Object, Attempt> {
+        self.traffic.gets.fetch_add(1, Ordering::Relaxed);
+        let storage = &self.clients(name).await?.storage;
+        let mut request = storage.read_object(self.bucket_path(), full).compute_crc32c(false);
+        if let Some(range) = range {
+            request = request.set_read_range(ReadRange::segment(range.start, range.end - range.start));
+        }
+        let late = |_| Attempt::Lost(format!("no answer within {} s", self.config.attempt_timeout.as_secs_f32()));
+        let sent = timeout(self.config.attempt_timeout, request.send()).await.map_err(late)?;
+        let mut response = sent.map_err(|error| Attempt::of(name, error))?;
+        let told = response.object();
+        let size = u64::try_from(told.size).unwrap_or(0);
+        let meta = Meta {
+            generation: generation(told.generation).ok_or_else(|| Attempt::Damaged("no generation".to_owned()))?,
+            size,
+            created: None,
+            crc32c: told.checksums.and_then(|checksums| checksums.crc32c),
+        };
+        let wanted = clip(name, range.cloned(), size)?;
+        let length = (wanted.end - wanted.start) as usize;
+        let body = async {
+            let mut bytes = BytesMut::new();
+            loop {
+                let chunk = timeout(self.config.attempt_timeout, response.next()).await.map_err(late)?;
+                let Some(chunk) = chunk.transpose().map_err(|error| Attempt::of(name, error))? else { break };
+                if bytes.len() + chunk.len() > length {
+                    return Err(Attempt::Damaged(format!("more than the {length} bytes asked for")));
+                }
+                self.traffic.bytes_in.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                if bytes.is_empty() {
+                    bytes.reserve(length);
+                }
+                bytes.extend_from_slice(&chunk);
+            }
+            Ok(bytes.freeze())
+        };
+        let limit = self.config.attempt_timeout + self.config.transfer(length as u64);
+        let bytes: Bytes = timeout(limit, body).await.map_err(late)??;
+        if bytes.len() != length {
+            return Err(Attempt::Damaged(format!("{} of {length} bytes", bytes.len())));
+        }
+        if range.is_none() && meta.crc32c.is_some_and(|told| told != crc32c::crc32c(&bytes)) {
+            return Err(Attempt::Damaged("CRC-32C".to_owned()));
+        }
+        Ok(Object { bytes, meta, date: None })
+    }
+
+    /// One attempt to write an object.
+    async fn write(
+        &self,
+        name: &str,
+        full: &str,
+        body: &Bytes,
+        metadata: &BTreeMap<String, String>,
+        condition: Condition,
+    ) -> Result<Meta, Attempt> {
+        self.traffic.puts.fetch_add(1, Ordering::Relaxed);
+        let storage = &self.clients(name).await?.storage;
+        self.traffic.bytes_out.fetch_add(body.len() as u64, Ordering::Relaxed);
+        let generation_match = match condition {
+            Condition::Absent => 0,
+            Condition::Generation(Generation(seen)) => seen as i64,
+        };
+        let checksum = crc32c::crc32c(body);
+        let request = storage
+            .write_object(self.bucket_path(), full, body.clone())
+            .set_if_generation_match(generation_match)
+            .set_metadata(metadata)
+            .set_content_type("application/octet-stream")
+            .set_cache_control("no-store")
+            // Also keeps the client from adding a part that imitations take for content.
+            .with_known_crc32c(checksum);
+        let limit = self.config.attempt_timeout + self.config.transfer(body.len() as u64);
+        let late = |_| Attempt::Lost(format!("no answer within {} s", limit.as_secs_f32()));
+        let sent = timeout(limit, request.send_unbuffered()).await.map_err(late)?;
+        let object = sent.map_err(|error| match Attempt::of(name, error) {
+            // An upload does not say what is missing; it can only be the bucket.
+            Attempt::Final(StoreError::NotFound(_)) => self.no_bucket(name),
+            other => other,
+        })?;
+        Ok(Meta {
+            generation: generation(object.generation).ok_or_else(|| Attempt::Lost("no generation".to_owned()))?,
+            size: body.len() as u64,
+            created: object
+                .create_time
+                .map(|time| BucketTime(time.seconds() * 1000 + i64::from(time.nanos()) / 1_000_000)),
+            crc32c: Some(checksum),
+        })
+    }
+
+    fn no_bucket(&self, name: &str) -> Attempt {
+        let why = format!("there is no bucket {}", self.bucket);
+        Attempt::Final(StoreError::Refused { name: name.to_owned(), why })
+    }
+
+    /// One attempt to read what the store says of an object, and the bucket's clock.
+    async fn stat(&self, name: &str, full: &str) -> Result<(Meta, Option<BucketTime>), Attempt> {
+        self.traffic.gets.fetch_add(1, Ordering::Relaxed);
+        let json = &self.clients(name).await?.json;
+        timeout(self.config.attempt_timeout, json.stat(name, full)).await.map_err(|_| self.silence())?
+    }
+
+    fn silence(&self) -> Attempt {
+        Attempt::Lost(format!("no answer within {} s", self.config.attempt_timeout.as_secs_f32()))
+    }
+}
+
+fn generation(number: i64) -> Option<Generation> {
+    u64::try_from(number).ok().filter(|number| *number > 0).map(Generation)
+}
+
+#[async_trait]
+impl Store for CloudStore {
+    fn place(&self) -> String {
+        self.url.to_string()
+    }
+
+    async fn get(&self, name: &str, range: Option<Range<u64>>) -> Result<Object, StoreError> {
+        let full = self.full(name)?;
+        if range.as_ref().is_some_and(|range| range.is_empty()) {
+            return Err(StoreError::Range(name.to_owned()));
+        }
+        retry(&self.config, name, Kind::Read, || self.read(name, &full, range.as_ref())).await
+    }
+
+    async fn get_dated(&self, name: &str) -> Result<Object, StoreError> {
+        let full = self.full(name)?;
+        retry(&self.config, name, Kind::Read, || async {
+            let (object, stat) = tokio::join!(self.read(name, &full, None), self.stat(name, &full));
+            let (object, (meta, date)) = (object?, stat?);
+            if object.meta.generation != meta.generation {
+                return Err(Attempt::Answered("it was overwritten meanwhile".to_owned()));
+            }
+            Ok(Object { bytes: object.bytes, meta, date })
+        })
+        .await
+    }
+
+    async fn put(
+        &self,
+        name: &str,
+        body: Bytes,
+        metadata: &BTreeMap<String, String>,
+        condition: Condition,
+    ) -> Result<Meta, StoreError> {
+        let full = self.full(name)?;
+        let write = || self.write(name, &full, &body, metadata, condition);
+        retry(&self.config, name, Kind::Write, write).await
+    }
+
+    async fn list(&self, prefix: &str, start: Option<&str>) -> Result<Vec<Entry>, StoreError> {
+        let full_prefix = self.below(prefix);
+        let full_start = start.map(|start| self.below(start));
+        let own = self.below("").len();
+        let (mut rows, mut token) = (Vec::new(), None);
+        loop {
+            let page = retry(&self.config, prefix, Kind::Read, || async {
+                self.traffic.lists.fetch_add(1, Ordering::Relaxed);
+                let json = &self.clients(prefix).await?.json;
+                let page = json.list(prefix, &full_prefix, full_start.as_deref(), token.as_deref());
+                match timeout(self.config.attempt_timeout, page).await.map_err(|_| self.silence())? {
+                    Err(Attempt::Final(StoreError::NotFound(_))) => Err(self.no_bucket(prefix)),
+                    answer => answer,
+                }
+            })
+            .await?;
+            for mut row in page.rows {
+                // What the prefix did not ask for would be cut wrongly.
+                if row.name.starts_with(&full_prefix) {
+                    row.name.drain(..own);
+                    rows.push(row);
+                }
+            }
+            token = page.next;
+            if token.is_none() {
+                return Ok(rows);
+            }
+        }
+    }
+
+    async fn delete(&self, name: &str, generation: Generation) -> Result<(), StoreError> {
+        let full = self.full(name)?;
+        retry(&self.config, name, Kind::Delete, || async {
+            self.traffic.deletes.fetch_add(1, Ordering::Relaxed);
+            let json = &self.clients(name).await?.json;
+            timeout(self.config.attempt_timeout, json.delete(name, &full, generation))
+                .await
+                .map_err(|_| self.silence())?
+        })
+        .await
+    }
+
+    fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+}

@@ -1,0 +1,335 @@
+//! Driving the append protocol: the decisions of [`crate::protocol`], carried out against the bucket and the disk.
+//!
+//! An operation is stepped under the state lock, its changes are saved before what it asks for is done, and the lock is free
+//! while the network is waited for. The protocol's two lanes are two locks of the host: `Lease` and `Upload`.
+//!
+//! - **Retries.** A request without a usable answer is answered `Unknown`; the operation then asks again, after a pause.
+//! - **Stop.** Every drive has a deadline; an operation that is dropped there is taken up by the next one of its kind.
+//! - **Crash.** See the table in [`crate::protocol`]; the state file and the outbox carry all of it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{STORE_WAIT, metadata, now_ms};
+use crate::database::Database;
+use crate::delta::{EncodeError, Encoder, Header};
+use crate::error::{Error, ErrorKind, Result};
+use crate::local::shared::{BootTime, Shared};
+use crate::local::state::State;
+use crate::log;
+use crate::outbox::Outbox;
+use crate::page::{PageCount, PageSize, Pgno, TxId};
+use crate::protocol::{self, Answer, Lease, ObjectId, Operation, Request, SeenLease, Step, Turn};
+use crate::replica::names::{Listed, ObjectName, Replica};
+use crate::runtime;
+use crate::sqlite::header::new_database_header;
+use crate::store::{Condition, StoreError};
+
+/// The pause before a request is repeated, doubled each time up to the second one.
+const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE_MOST: Duration = Duration::from_secs(1);
+
+/// The bucket, as one operation of the protocol talks to it.
+pub(crate) struct Remote<'a> {
+    replica: &'a Replica,
+    outbox: &'a Outbox,
+    page_size: PageSize,
+    nonce: u64,
+    durable: TxId,
+    /// Of the seal that the operation made.
+    seal: Bytes,
+    listing: Vec<Listed>,
+}
+
+impl<'a> Remote<'a> {
+    /// For one operation.
+    fn new(database: &'a Database) -> Remote<'a> {
+        Remote {
+            replica: &database.replica,
+            outbox: &database.outbox,
+            page_size: database.page_size,
+            nonce: database.nonce(),
+            durable: database.shared.durable(),
+            seal: Bytes::new(),
+            listing: Vec::new(),
+        }
+    }
+
+    /// Does what an operation asks for. An error is one that repeating does not mend.
+    fn execute(&mut self, request: Request) -> Result<Answer> {
+        log::debug!("{}: {request:?}", self.replica.place());
+        match request {
+            Request::GetLease => self.get_lease(),
+            Request::SwapLease { expect, lease } => {
+                let body = lease.to_bytes().map_err(|e| Error::new(ErrorKind::Local, format!("the lease: {e}")))?;
+                let condition = expect.map_or(Condition::Absent, Condition::Generation);
+                self.put(self.replica.lease(), body.into(), BTreeMap::new(), condition)
+            }
+            Request::List => self.list(),
+            Request::PutDelta(id) => {
+                let bytes = self.outbox.read(&id)?;
+                let timestamp = self.outbox.envelope(id.txid)?.timestamp_ms;
+                let name = self.replica.ltx(&ObjectName::delta(id.txid));
+                self.put(name, bytes, metadata(timestamp), Condition::Absent)
+            }
+            Request::GetDelta(txid) => self.get_delta(txid),
+            Request::MakeSeal(txid) => self.make_seal(txid),
+            Request::PutSeal(id) => {
+                let name = self.replica.ltx(&ObjectName::delta(id.txid));
+                self.put(name, self.seal.clone(), metadata(now_ms()), Condition::Absent)
+            }
+            Request::Refreeze(first) => Ok(Answer::Refrozen(self.outbox.refreeze(first)?)),
+        }
+    }
+
+    fn get_lease(&self) -> Result<Answer> {
+        let name = self.replica.lease();
+        let store = self.replica.store().clone();
+        let get = {
+            let name = name.clone();
+            async move { store.get_dated(&name).await }
+        };
+        match runtime::wait(&format!("reading {name}"), STORE_WAIT, get)? {
+            Ok(object) => {
+                let lease = Lease::parse(&object.bytes)
+                    .map_err(|e| Error::new(ErrorKind::Corrupt, format!("{}/{name}: {e}", self.replica.place())))?;
+                let meta = object.meta;
+                Ok(Answer::Lease(Some(SeenLease {
+                    lease,
+                    generation: meta.generation,
+                    created: meta.created,
+                    date: object.date,
+                })))
+            }
+            Err(StoreError::NotFound(_)) => Ok(Answer::Lease(None)),
+            Err(e) => unanswered(e),
+        }
+    }
+
+    fn put(
+        &self,
+        name: String,
+        body: Bytes,
+        metadata: BTreeMap<String, String>,
+        condition: Condition,
+    ) -> Result<Answer> {
+        let store = self.replica.store().clone();
+        let what = format!("writing {name}");
+        let put = async move { store.put(&name, body, &metadata, condition).await };
+        match runtime::wait(&what, STORE_WAIT, put) {
+            Ok(Ok(meta)) => Ok(Answer::Written(meta.generation)),
+            Ok(Err(StoreError::Precondition(_))) => Ok(Answer::Refused),
+            Ok(Err(e)) => unanswered(e),
+            // No answer in time: it may be done, and may still be.
+            Err(e) if e.kind() == ErrorKind::Unavailable => Ok(Answer::Unknown),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn list(&mut self) -> Result<Answer> {
+        let replica = self.replica.clone();
+        let what = format!("listing {}", self.replica.place());
+        match runtime::wait(&what, STORE_WAIT, async move { replica.list().await })? {
+            Ok(listing) => {
+                self.listing = listing;
+                Ok(Answer::Listing(known(self.replica, &self.listing, self.outbox, self.durable)?))
+            }
+            Err(e) if e.kind() == ErrorKind::Unavailable => Ok(Answer::Unknown),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn get_delta(&self, txid: TxId) -> Result<Answer> {
+        let name = self.replica.ltx(&ObjectName::delta(txid));
+        let store = self.replica.store().clone();
+        let get = {
+            let name = name.clone();
+            async move { store.get(&name, None).await }
+        };
+        match runtime::wait(&format!("reading {name}"), STORE_WAIT, get)? {
+            Ok(object) => {
+                let id = ObjectId {
+                    txid,
+                    size: object.bytes.len() as u64,
+                    crc32c: crc32c::crc32c(&object.bytes),
+                };
+                Ok(Answer::Delta(Some(id)))
+            }
+            Err(StoreError::NotFound(_)) => Ok(Answer::Delta(None)),
+            Err(e) => unanswered(e),
+        }
+    }
+
+    /// An empty delta on top of the head; in an empty log the one-page database.
+    fn make_seal(&mut self, txid: TxId) -> Result<Answer> {
+        let refused = |e: EncodeError| Error::new(ErrorKind::Local, format!("making seal {txid}: {e}"));
+        let (page_size, pages) = match self.listing.iter().find(|object| object.name.max.next() == txid) {
+            Some(head) => match self.header_of(head)? {
+                Some(header) => (header.page_size, header.commit),
+                None => return Ok(Answer::Unknown),
+            },
+            None => (self.page_size, PageCount(1)),
+        };
+        let header = Header { node_id: self.nonce, ..Header::level_0(page_size, pages, txid, now_ms()) };
+        let mut encoder = Encoder::new(Vec::new(), header).map_err(refused)?;
+        if txid == TxId(1) {
+            encoder.page(Pgno::ONE, &new_database_header(page_size)).map_err(refused)?;
+        }
+        let (bytes, size) = encoder.finish().map_err(refused)?;
+        let id = ObjectId { txid, size, crc32c: crc32c::crc32c(&bytes) };
+        self.seal = bytes.into();
+        Ok(Answer::Made(id))
+    }
+
+    fn header_of(&self, object: &Listed) -> Result<Option<Header>> {
+        let name = self.replica.ltx(&object.name);
+        let store = self.replica.store().clone();
+        let get = {
+            let name = name.clone();
+            async move { store.get(&name, Some(0..Header::LEN as u64)).await }
+        };
+        match runtime::wait(&format!("reading {name}"), STORE_WAIT, get)? {
+            Ok(object) => Header::decode(&object.bytes).map(Some).map_err(|e| Error::from(e).context(name)),
+            Err(StoreError::NotFound(_)) => Ok(None),
+            Err(e) => unanswered(e).map(|_| None),
+        }
+    }
+}
+
+/// A listing with the ids that the protocol goes by.
+///
+/// A store that does not list checksums is asked for those that decide something: the objects that may be ours, and the head.
+pub(crate) fn known(
+    replica: &Replica,
+    listing: &[Listed],
+    outbox: &Outbox,
+    durable: TxId,
+) -> Result<Vec<protocol::Listed>> {
+    let head = listing.iter().map(|object| object.name.max).max();
+    let mut mine: Vec<TxId> = outbox.list()?.iter().map(|envelope| envelope.id.txid).collect();
+    mine.push(durable);
+    let mut known = Vec::with_capacity(listing.len());
+    for object in listing {
+        let (name, meta) = (object.name, &object.meta);
+        let decides = name.level == 0 && (Some(name.max) == head || mine.contains(&name.max));
+        let crc32c = match meta.crc32c {
+            Some(crc32c) => crc32c,
+            None if decides => {
+                let (store, full) = (replica.store().clone(), replica.ltx(&name));
+                let what = format!("reading {full}");
+                let object = runtime::wait(&what, STORE_WAIT, async move { store.get(&full, None).await })?;
+                crc32c::crc32c(&object?.bytes)
+            }
+            None => 0,
+        };
+        known.push(protocol::Listed {
+            level: name.level,
+            min: name.min,
+            max: name.max,
+            size: meta.size,
+            crc32c,
+            generation: meta.generation,
+            created: meta.created.unwrap_or(crate::store::BucketTime(0)),
+        });
+    }
+    Ok(known)
+}
+
+/// What a failed request means to the protocol: no answer, or an error that has to be mended first.
+fn unanswered(error: StoreError) -> Result<Answer> {
+    match error {
+        StoreError::Refused { .. } => Err(error.into()),
+        _ => {
+            log::debug!("{error}");
+            Ok(Answer::Unknown)
+        }
+    }
+}
+
+impl Database {
+    /// Drives an operation to its end; `None` when the deadline came first. The caller holds the operation's lanes.
+    pub(crate) fn drive<O: Operation>(&self, mut operation: O, deadline: Instant) -> Result<Option<O::Outcome>> {
+        let mut remote = Remote::new(self);
+        let mut answer = Answer::Start;
+        let mut pause = PAUSE;
+        loop {
+            let unanswered = answer == Answer::Unknown;
+            let step = self.change_state(|state| {
+                let turn = Turn { now: now(), random: fastrand::u64(1..), answer };
+                operation.step(&mut state.protocol, turn)
+            })?;
+            match step {
+                Step::Done(outcome) => return Ok(Some(outcome)),
+                Step::Ask(request) => {
+                    if Instant::now() >= deadline {
+                        return Ok(None);
+                    }
+                    if unanswered {
+                        std::thread::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0));
+                        pause = PAUSE_MOST.min(pause * 2);
+                    } else {
+                        pause = PAUSE;
+                    }
+                    answer = remote.execute(request)?;
+                }
+            }
+        }
+    }
+
+    /// Changes the state file under its lock; it is written only if something changed. What other threads and processes go
+    /// by is published before this returns.
+    pub(crate) fn change_state<T>(&self, change: impl FnOnce(&mut State) -> T) -> Result<T> {
+        let _held = self.state_lock.lock_within(STORE_WAIT, "the state lock")?;
+        let path = self.layout.state();
+        let mut state = State::load(&path)?.ok_or_else(|| {
+            Error::new(ErrorKind::Local, format!("{}: gone while in use", path.display()))
+        })?;
+        let outbox = self.outbox.list()?;
+        state.protocol.outbox = unsettled(&state.protocol, outbox.iter().map(|envelope| envelope.id));
+        let before = state.clone();
+        let result = change(&mut state);
+        if state != before {
+            if state.protocol.durable != before.protocol.durable
+                && let Some(settled) = outbox.iter().find(|envelope| Some(envelope.id) == state.protocol.durable)
+            {
+                state.position = settled.position;
+            }
+            state.save(&path)?;
+            self.outbox.adopt_refrozen(&state.protocol.outbox)?;
+        }
+        publish(&self.shared, &state);
+        self.settled.1.notify_all();
+        Ok(result)
+    }
+}
+
+/// The frozen deltas that come after the durable one, without a gap.
+pub(crate) fn unsettled(state: &protocol::State, frozen: impl Iterator<Item = ObjectId>) -> Vec<ObjectId> {
+    let mut next = state.durable.map_or(TxId::NONE, |id| id.txid).next();
+    let mut outbox = Vec::new();
+    for id in frozen {
+        if id.txid == next {
+            outbox.push(id);
+            next = next.next();
+        }
+    }
+    outbox
+}
+
+/// Lets the other threads and processes of the host know what the state says.
+pub(crate) fn publish(shared: &Shared, state: &State) {
+    let protocol = &state.protocol;
+    shared.set_durable(state.durable_txid());
+    shared.set_durable_serial(state.position.serial);
+    shared.set_frozen(protocol.outbox.last().or(protocol.durable.as_ref()).map_or(TxId::NONE, |id| id.txid));
+    let may = protocol.may_commit(protocol::BootTime(0)).is_ok();
+    let right = protocol.hold.as_ref().filter(|_| may).map_or(0, |hold| hold.right_until.0);
+    shared.set_right(BootTime(right * 1_000_000));
+}
+
+/// Now, as the protocol counts.
+pub(crate) fn now() -> protocol::BootTime {
+    protocol::BootTime(BootTime::now().0 / 1_000_000)
+}
