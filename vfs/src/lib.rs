@@ -17,6 +17,7 @@ pub mod cache;
 
 pub mod protocol;
 
+mod apply;
 mod capture;
 mod config;
 mod local;

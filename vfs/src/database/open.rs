@@ -327,6 +327,13 @@ impl Opening<'_> {
             return self.adopt(chain.as_ref());
         }
         let is_whole = main == MainFile::Cache && (state.clean || state.boot == boot_id());
+        let mut capture = Capture::open(&self.layout, &self.outbox)?;
+        let committed = capture.committed_in_file()?;
+        if let Some(applied) = capture.applied(committed.as_ref())?
+            && applied.note_in(&mut state)
+        {
+            state.save(&self.layout.state())?;
+        }
         self.outbox.adopt_refrozen(&state.protocol.outbox)?;
         state.protocol.restarted();
         if state.boot != boot_id() {
@@ -336,12 +343,10 @@ impl Opening<'_> {
                 ..protocol::State::new(Nonce(nonce()), who(), self.config.lease_ttl.as_millis() as u64)
             };
         }
-        let mut capture = Capture::open(&self.layout, &self.outbox)?;
-        let position = capture.recover(&self.shared)?;
-        let committed = capture.committed_in_file()?;
+        let position = capture.recover(&self.shared, committed.as_ref())?;
         // A delta that was frozen before its commit was written, or frames that are gone: the cache is behind the log.
-        let is_behind = !position.closed
-            && committed.is_none_or(|c| c.salts != position.salts || c.frames < position.frames);
+        let is_behind =
+            !position.closed && committed.is_none_or(|c| c.salts != position.salts || c.frames < position.frames);
         let is_whole = is_whole && !is_behind;
         self.freeze_wal(&mut capture, &state, position, committed, is_whole)?;
         let frozen = self.outbox.list()?;
@@ -480,7 +485,8 @@ impl Opening<'_> {
     pub(super) fn start(&self, cache: CacheFile, mut state: State, cold: bool) -> Result<Ready> {
         let frozen = self.outbox.list()?;
         state.protocol.outbox = driver::unsettled(&state.protocol, frozen.iter().map(|envelope| envelope.id));
-        if !self.layout.wal().exists() && state.protocol.outbox.is_empty() {
+        let without_wal = !self.layout.wal().exists() && state.protocol.outbox.is_empty();
+        if without_wal {
             // Whatever WAL is found later is newer than everything captured.
             state.position = Position { salts: [0; 8], frames: 0, cksum: [0; 2], closed: true, ..state.position };
         }
@@ -490,7 +496,10 @@ impl Opening<'_> {
         state.protocol.ttl_ms = self.config.lease_ttl.as_millis() as u64;
         state.save(&self.layout.state())?;
         let capture = Capture::open(&self.layout, &self.outbox)?;
-        let position = capture.recover(&self.shared)?;
+        if without_wal {
+            capture.forget_applied()?;
+        }
+        let position = capture.recover(&self.shared, capture.committed_in_file()?.as_ref())?;
         driver::publish(&self.shared, &state);
         self.shared.set_frozen_pages(position.pages);
         Ok(Ready { cache, state, cold })

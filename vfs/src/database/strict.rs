@@ -12,8 +12,8 @@
 //! | after the upload | the same |
 //! | after the header was written | a commit like any other |
 //!
-//! When SQLite overwrites a frame that it had spilled, the checksums behind it are wrong until it rewrites all headers
-//! up to the last one; so a transaction that does not verify yet is tried again at the next write of its last header.
+//! When SQLite overwrites a frame that it had spilled, the headers behind it get neither salts nor checksums until it rewrites
+//! all of them, up to the last one; that one's second writing then completes the transaction.
 //!
 //! An upload whose outcome stays unknown is an error too, and then the database refuses work until it is opened anew, when
 //! the outcome is found out.
@@ -63,17 +63,23 @@ impl Database {
             let code = base(bytes, offset);
             match &mut *held {
                 Some(commit) if code == 0 && commit.header.offset + 24 == offset => commit.has_page = true,
-                // Another transaction has begun where the last one was given up.
-                Some(commit) if commit.header.offset >= offset && bytes.len() == 24 => *held = None,
+                // Another transaction has begun where the last one was given up. (Headers alone are written by the pass that
+                // makes the checksums right.)
+                Some(commit) if commit.header.offset == offset || bytes.len() != 24 => *held = None,
                 _ => {}
             }
             if code != 0 {
                 return Ok(code);
             }
         }
-        let Some(commit) = held.filter(|held| held.has_page) else { return Ok(0) };
+        // Without salts it is one that SQLite writes again, once the checksums before it are right.
+        let is_final = |held: &HeldCommit| held.has_page && held.commit.salts != [0; 8];
+        let Some(commit) = held.filter(is_final) else { return Ok(0) };
         match self.send_held(&commit) {
-            Ok(false) => Ok(0),
+            Ok(false) => {
+                let message = "a commit's frames do not continue the WAL's checksum".to_owned();
+                Err(Error::new(ErrorKind::Corrupt, message))
+            }
             Ok(true) => {
                 *held = None;
                 let code = base(&commit.header.bytes, commit.header.offset);
@@ -99,7 +105,7 @@ impl Database {
         }
     }
 
-    /// Uploads a transaction whose last header is held back. `false`: its checksums are not final yet.
+    /// Uploads a transaction whose last header is held back. `false`: its checksums are wrong.
     fn send_held(&self, held: &HeldCommit) -> Result<bool> {
         let deadline = Instant::now() + DURABLE_WAIT;
         self.check_poison()?;

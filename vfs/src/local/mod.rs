@@ -23,12 +23,19 @@ use crate::error::{Error, Result};
 pub(crate) struct Layout {
     main: PathBuf,
     dir: PathBuf,
+    wal: PathBuf,
 }
 
 impl Layout {
     /// Of the database whose main file is `main` (a canonical path).
     pub(crate) fn of(main: &Path) -> Layout {
-        Layout { main: main.to_owned(), dir: suffixed(main, "-gcs") }
+        Layout { main: main.to_owned(), dir: suffixed(main, "-gcs"), wal: suffixed(main, "-gcswal") }
+    }
+
+    /// Of a database that tests open through SQLite's own VFS, with the WAL where that puts it.
+    #[cfg(test)]
+    pub(crate) fn of_plain(main: &Path) -> Layout {
+        Layout { wal: suffixed(main, "-wal"), ..Layout::of(main) }
     }
 
     /// The cache file.
@@ -43,7 +50,7 @@ impl Layout {
 
     /// The WAL, under the name that a plain SQLite does not look for.
     pub(crate) fn wal(&self) -> PathBuf {
-        suffixed(&self.main, "-gcswal")
+        self.wal.clone()
     }
 
     /// The wal-index.

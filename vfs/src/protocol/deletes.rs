@@ -29,7 +29,7 @@ pub fn deletable(listing: &[Listed], now: BucketTime, grace_ms: u64) -> Vec<&Lis
         listing.iter().filter(|listed| (listed.level > 0 || listed.min < listed.max) && old_enough(listed)).collect();
     listing
         .iter()
-        .filter(|listed| !listed.is_seal() && !(listed.level == 0 && Some(listed.max) == newest_delta))
+        .filter(|listed| !(listed.is_seal() || listed.level == 0 && Some(listed.max) == newest_delta))
         .filter(|listed| covers.iter().any(|cover| is_covered(listed, cover)))
         .collect()
 }

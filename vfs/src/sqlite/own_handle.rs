@@ -20,7 +20,10 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use super::base::{BaseFile, BaseVfs};
 use super::ffi;
 use super::filename::Filename;
+use super::index_writer::WriteLocked;
+use crate::apply::index::IndexWriter;
 use crate::database::WalIndex;
+use crate::error::Result;
 use crate::log;
 
 /// How long a connection that wants EXCLUSIVE waits for the engine to let writers in again.
@@ -198,6 +201,17 @@ impl WalIndex for OwnHandle {
         }
         state.holds_write = false;
         self.write_released.notify_all();
+    }
+
+    fn writer(&self) -> Result<Option<Box<dyn IndexWriter + '_>>> {
+        let state = self.state.lock();
+        if state.region.is_none() || state.holds_write {
+            return Ok(None);
+        }
+        let Some(file) = state.file.as_ref().map(|open| open.file) else { return Ok(None) };
+        // SAFETY: the file is open and its wal-index mapped as long as the state is locked, which the guard does.
+        let locked = unsafe { WriteLocked::try_lock(file, state)? };
+        Ok(locked.map(|locked| Box::new(locked) as Box<dyn IndexWriter>))
     }
 }
 

@@ -16,7 +16,7 @@ use crate::local::conflict;
 use crate::local::shared::BootTime;
 use crate::log;
 use crate::page::TxId;
-use crate::protocol::{Acquire, Acquired, Look, ObjectId, Release, Released, Renew, Renewed, Settle, Stop, Verdict};
+use crate::protocol::{Acquire, Acquired, Look, Release, Released, Renew, Renewed, Settle, Stop, Verdict};
 
 /// How long a writer waits for the lease to be taken, before it is told to try again.
 const ACQUIRE_WAIT: Duration = Duration::from_secs(10);
@@ -95,7 +95,7 @@ impl Database {
                     return Ok(());
                 }
                 Some(Acquired::Lapsed) => {}
-                Some(Acquired::Behind(head)) => self.fast_forward(head)?,
+                Some(Acquired::Behind(head)) => self.fast_forward(head, deadline)?,
                 Some(Acquired::Busy(holder)) => {
                     *self.holder.lock() = Some(holder.who);
                     self.shared.set_held_elsewhere(BootTime::now().plus(ASK_AGAIN));
@@ -196,13 +196,6 @@ impl Database {
         })??;
         *self.conflict.lock() = Some(folder.clone());
         Ok(folder)
-    }
-
-    /// Brings a live database up to the log's head.
-    fn fast_forward(&self, head: ObjectId) -> Result<()> {
-        let place = self.replica.place();
-        let message = format!("{place}: the log went on to {} while the database was open; open it anew", head.txid);
-        Err(Error::new(ErrorKind::Fenced, message))
     }
 
     fn held_elsewhere(&self) -> Error {

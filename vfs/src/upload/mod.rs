@@ -10,6 +10,7 @@
 //!   the file is removed at the next open.
 
 pub(crate) mod driver;
+mod fast_forward;
 mod lease;
 pub(crate) mod pump;
 
@@ -149,6 +150,8 @@ impl Database {
     pub(crate) fn freeze(&self, commit: Option<Committed>, held: Option<HeldHeader>) -> Result<Option<Envelope>> {
         let mut capture = self.capture.lock_within(DURABLE_WAIT, "the capture lock")?;
         let waiting = self.shared.waiting_since();
+        let committed = commit.or_else(|| self.committed());
+        capture.catch_up(&self.shared, committed.as_ref())?;
         let how = Freeze {
             txid: self.shared.frozen().next(),
             former_pages: self.shared.frozen_pages(),
@@ -157,7 +160,6 @@ impl Database {
             base: &|pgno: Pgno, page: &mut [u8]| self.cache.read_present(pgno, page),
         };
         self.shared.set_waiting_since(BootTime::default());
-        let committed = commit.or_else(|| self.committed());
         match capture.freeze(&self.shared, committed.as_ref(), held, &how) {
             Ok(frozen) => {
                 if frozen.is_some() {

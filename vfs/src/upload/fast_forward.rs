@@ -1,0 +1,88 @@
+//! Bringing a live database up to the log's head: what another writer appended becomes commits of the local WAL.
+//!
+//! Only when nothing local is unsent; whether that is so is checked again under the WAL's WRITE lock (`apply/`). Connections
+//! keep their snapshots. A transaction that had begun to read before and wants to write meets SQLITE_BUSY, like after
+//! any commit of somebody else.
+//!
+//! - **Ordering.** Under both lanes of the protocol, so nothing is appended or captured beside it.
+//! - **Retries.** While a local connection holds the WRITE lock: until the deadline, then Busy. An object that is gone: the
+//!   listing is planned anew.
+//! - **Crash.** Each delta is in the WAL whole or not at all, and the state file follows (`apply/`).
+
+use std::time::{Duration, Instant};
+
+use super::STORE_WAIT;
+use crate::apply::{Applier, Outcome};
+use crate::database::Database;
+use crate::delta::Decoder;
+use crate::error::{Error, ErrorKind, Result};
+use crate::log;
+use crate::protocol::ObjectId;
+use crate::replica::chain;
+use crate::replica::names::Listed;
+use crate::runtime;
+
+/// The pause before the WRITE lock is tried again.
+const PAUSE: Duration = Duration::from_millis(5);
+
+impl Database {
+    /// Takes in all deltas up to `head`.
+    ///
+    /// # Errors
+    /// Busy when a local connection writes until the deadline; the bucket's and the disk's.
+    pub(super) fn fast_forward(&self, head: ObjectId, deadline: Instant) -> Result<()> {
+        let replica = self.replica.clone();
+        let what = format!("listing {}", self.replica.place());
+        let listed = runtime::wait(&what, STORE_WAIT, async move { replica.list().await })??;
+        let chain = chain::plan(&listed, Some(head.txid))?;
+        let from = self.shared.durable();
+        for object in chain.iter().flat_map(|chain| &chain.objects).filter(|object| object.name.max > from) {
+            let bytes = self.fetch(object)?;
+            let id = ObjectId { txid: object.name.max, size: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
+            self.apply(&bytes, id, deadline)?;
+        }
+        // A compacted object ends at the same TXID, but the log knows its head by the delta.
+        self.change_state(|state| {
+            if state.durable_txid() == head.txid {
+                state.protocol.durable = Some(head);
+            }
+        })?;
+        if self.shared.durable() < head.txid {
+            let message = format!("{}: {} is not to be had", self.replica.place(), head.txid);
+            return Err(Error::new(ErrorKind::Unavailable, message));
+        }
+        log::info!("{}: caught up from {from} to {}", self.replica.place(), head.txid);
+        Ok(())
+    }
+
+    fn apply(&self, bytes: &[u8], id: ObjectId, deadline: Instant) -> Result<()> {
+        let busy =
+            || Error::new(ErrorKind::Busy, format!("{}: a local transaction writes", self.layout.main().display()));
+        loop {
+            let Some(index) = self.wal_index() else { return Err(busy()) };
+            let applier = Applier {
+                index: &*index,
+                layout: &self.layout,
+                capture: &self.capture,
+                shared: &self.shared,
+                page_size: self.page_size,
+            };
+            match applier.apply(Decoder::new(bytes)?, id)? {
+                Outcome::Applied(_) | Outcome::Known => return Ok(()),
+                // Local commits that came in meanwhile are judged by the next acquisition.
+                Outcome::Conflict => return Err(busy()),
+                Outcome::Busy if Instant::now() >= deadline => return Err(busy()),
+                Outcome::Busy => std::thread::sleep(PAUSE),
+            }
+        }
+    }
+
+    fn fetch(&self, object: &Listed) -> Result<bytes::Bytes> {
+        let name = self.replica.ltx(&object.name);
+        let store = self.replica.store().clone();
+        let what = format!("reading {name}");
+        let get = async move { store.get(&name, None).await };
+        let object = runtime::wait(&what, STORE_WAIT, get)?;
+        Ok(object.map_err(|e| Error::from(e).context(what))?.bytes)
+    }
+}
