@@ -288,11 +288,6 @@ impl Database {
         }
     }
 
-    /// Our own handle's view of the wal-index.
-    pub(crate) fn wal_index(&self) -> Option<Arc<dyn WalIndex>> {
-        self.index.lock().clone()
-    }
-
     /// Keeps the writers of all processes out while the result lives; `None` if one is writing, or where that cannot be known.
     pub(crate) fn keep_writers_out(&self) -> Option<WritersOut> {
         let index = self.index.lock().clone()?;

@@ -106,7 +106,8 @@ impl Log {
         let scratch = tempfile::tempdir().unwrap();
         let now = 1_800_000_000_000;
         let (states, times) = (Vec::new(), Vec::new());
-        let mut log = Log { bucket, recorded, replica, scratch, rng: Rng::with_seed(seed), now, states, times, durable };
+        let mut log =
+            Log { bucket, recorded, replica, scratch, rng: Rng::with_seed(seed), now, states, times, durable };
         log.append(vec![vec![7; PAGE as usize]; pages], &(1..=pages as u32).collect::<Vec<_>>());
         log
     }
@@ -198,12 +199,8 @@ impl Replayed {
     }
 
     fn listed(&self) -> Vec<Listed> {
-        let meta = |bytes: &Bytes| Meta {
-            generation: Generation(1),
-            size: bytes.len() as u64,
-            created: None,
-            crc32c: None,
-        };
+        let meta =
+            |bytes: &Bytes| Meta { generation: Generation(1), size: bytes.len() as u64, created: None, crc32c: None };
         self.objects.iter().map(|(name, bytes)| Listed { name: *name, meta: meta(bytes) }).collect()
     }
 

@@ -29,7 +29,8 @@ pub fn deletable(listing: &[Listed], now: BucketTime, grace_ms: u64) -> Vec<&Lis
 /// The same objects, each with the smallest object that it may go for.
 pub fn deletable_for(listing: &[Listed], now: BucketTime, grace_ms: u64) -> Vec<(&Listed, &Listed)> {
     let newest_delta = listing.iter().filter(|listed| listed.level == 0).map(|listed| listed.max).max();
-    let old_enough = |cover: &Listed| u64::try_from(now.0.saturating_sub(cover.created.0)).is_ok_and(|age| age >= grace_ms);
+    let old_enough =
+        |cover: &Listed| u64::try_from(now.0.saturating_sub(cover.created.0)).is_ok_and(|age| age >= grace_ms);
     let covers: Vec<&Listed> =
         listing.iter().filter(|listed| (listed.level > 0 || listed.min < listed.max) && old_enough(listed)).collect();
     listing

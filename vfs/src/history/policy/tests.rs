@@ -148,12 +148,22 @@ impl Simulated {
         let others = kept.difference(&chain).count();
         assert!(chain.len() <= 99, "{} objects in the chain: {chain:?}", chain.len());
         let over = rows.len().saturating_sub(seals + grace + others);
-        assert!(over <= 100, "{over} of {} are neither seals ({seals}), in grace ({grace}) nor kept ({others})", rows.len());
+        assert!(
+            over <= 100,
+            "{over} of {} are neither seals ({seals}), in grace ({grace}) nor kept ({others})",
+            rows.len()
+        );
 
         let beyond = rows.len().saturating_sub(seals + grace + self.asked());
         if beyond > self.most {
             let level = |level| rows.iter().filter(|row| row.name.level == level).count();
-            self.worst = format!("rows {} chain {} seals {seals} grace {grace} others {others} asked {} levels {:?}", rows.len(), chain.len(), self.asked(), [0, 1, 2, 3, 9].map(level));
+            self.worst = format!(
+                "rows {} chain {} seals {seals} grace {grace} others {others} asked {} levels {:?}",
+                rows.len(),
+                chain.len(),
+                self.asked(),
+                [0, 1, 2, 3, 9].map(level)
+            );
         }
         self.most = self.most.max(beyond);
         self.most_rows = self.most_rows.max(rows.len());
@@ -167,9 +177,8 @@ impl Simulated {
             if age > self.policy.retention_ms {
                 continue;
             }
-            let far = |most: Spacing| {
-                last.is_none_or(|(ms, tx)| time - ms > most.ms || (at - tx) as u64 > most.transactions)
-            };
+            let far =
+                |most: Spacing| last.is_none_or(|(ms, tx)| time - ms > most.ms || (at - tx) as u64 > most.transactions);
             if age <= EVERY_MS || far(if age <= HOUR_MS { FINE } else { COARSE }) {
                 (count, last) = (count + 1, Some((time, at)));
             }
@@ -213,7 +222,13 @@ impl Simulated {
             self.now += if uneven { self.rng.i64(1..2 * pause) } else { pause };
             let seal = self.rng.u16(0..400) == 0;
             let large = self.rng.u16(0..600) == 0;
-            self.commit(if seal { 0 } else if large { self.database_pages / 3 } else { pages });
+            self.commit(if seal {
+                0
+            } else if large {
+                self.database_pages / 3
+            } else {
+                pages
+            });
             if self.rng.u16(0..100) == 0 {
                 self.check_table();
             }
@@ -237,7 +252,10 @@ fn the_objects_stay_few_and_the_table_holds_through_any_history() {
         }
         println!(
             "seed {seed}: {} transactions, {} merges, {} objects at most, {} beyond what is asked",
-            simulated.head(), simulated.merges, simulated.most_rows, simulated.most
+            simulated.head(),
+            simulated.merges,
+            simulated.most_rows,
+            simulated.most
         );
         println!("   {}", simulated.worst);
         most = most.max(simulated.most);
@@ -248,7 +266,8 @@ fn the_objects_stay_few_and_the_table_holds_through_any_history() {
 
 #[test]
 fn compaction_of_random_updates_writes_at_most_four_times_the_deltas() {
-    for (database_pages, pages, deltas) in [(50, 2, 2_000), (2_000, 4, 4_000), (20_000, 8, 8_000), (60_000, 4, 24_000)] {
+    for (database_pages, pages, deltas) in [(50, 2, 2_000), (2_000, 4, 4_000), (20_000, 8, 8_000), (60_000, 4, 24_000)]
+    {
         let mut simulated = Simulated::new(1, DAY_MS, database_pages);
         for _ in 0..deltas {
             simulated.now += 1000;
