@@ -21,10 +21,12 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use self::exclusive::ExclusiveWal;
 use crate::apply::index::IndexWriter;
+use crate::apply::{Applier, Outcome};
 use crate::cache::file::CacheFile;
 use crate::capture::Capture;
 use crate::capture::index::{self, Committed};
 use crate::config::{Config, Durability};
+use crate::delta::Decoder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::Layout;
 use crate::local::locks::{self, HostMutex, LockByte, Mode};
@@ -32,6 +34,7 @@ use crate::local::shared::{BootTime, Shared};
 use crate::log;
 use crate::outbox::Outbox;
 use crate::page::PageSize;
+use crate::protocol::ObjectId;
 use crate::replica::names::Replica;
 use crate::upload::pump::{self, Turn};
 
@@ -91,8 +94,6 @@ pub(crate) struct OpenRequest {
     pub(crate) parameters: Vec<(String, String)>,
     /// SQLITE_OPEN_CREATE was given.
     pub(crate) create: bool,
-    /// SQLITE_OPEN_READONLY was given.
-    pub(crate) read_only: bool,
 }
 
 /// One database of this process, shared by its connections.
@@ -296,6 +297,21 @@ impl Database {
     pub(crate) fn keep_writers_out(&self) -> Option<WritersOut> {
         let index = self.index.lock().clone()?;
         index.lock_write().then(|| WritersOut(index))
+    }
+
+    /// Takes one delta of another writer's into this database, for its readers to see; `id` is that of the newest
+    /// object in it. Not to be called from a callback of SQLite's that holds WRITE or READ1 to READ4 exclusively.
+    #[allow(dead_code, reason = "the handoff and the followers that call it are built on it")]
+    pub(crate) fn apply<R: std::io::Read>(&self, delta: Decoder<R>, id: ObjectId) -> Result<Outcome> {
+        let Some(index) = self.index.lock().clone() else { return Ok(Outcome::Busy) };
+        let applier = Applier {
+            index: &*index,
+            layout: &self.layout,
+            capture: &self.capture,
+            shared: &self.shared,
+            page_size: self.page_size,
+        };
+        applier.apply(delta, id)
     }
 
     /// What is committed in the WAL now, as the wal-index or, without one, the exclusive connection or the file says.

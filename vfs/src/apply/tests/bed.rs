@@ -133,7 +133,7 @@ impl Bed {
             timestamp_ms: 1 + self.shared.last_timestamp_ms(),
             base: &|_, _| Ok(false),
         };
-        let envelope = capture.freeze(&self.shared, committed.as_ref(), &how).expect("a freeze")?;
+        let envelope = capture.freeze(&self.shared, committed.as_ref(), None, &how).expect("a freeze")?;
         Some(Delta { id: envelope.id, path: self.outbox.path(envelope.id.txid) })
     }
 
