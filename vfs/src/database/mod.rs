@@ -290,11 +290,6 @@ impl Database {
         }
     }
 
-    /// Our own handle's view of the wal-index.
-    pub(crate) fn wal_index(&self) -> Option<Arc<dyn WalIndex>> {
-        self.index.lock().clone()
-    }
-
     /// Keeps the writers of all processes out while the result lives; `None` if one is writing, or where that cannot be known.
     pub(crate) fn keep_writers_out(&self) -> Option<WritersOut> {
         let index = self.index.lock().clone()?;
@@ -303,7 +298,6 @@ impl Database {
 
     /// Takes one delta of another writer's into this database, for its readers to see; `id` is that of the newest
     /// object in it. Not to be called from a callback of SQLite's that holds WRITE or READ1 to READ4 exclusively.
-    #[allow(dead_code, reason = "the handoff and the followers that call it are built on it")]
     pub(crate) fn apply<R: std::io::Read>(&self, delta: Decoder<R>, id: ObjectId) -> Result<Outcome> {
         let Some(index) = self.index.lock().clone() else { return Ok(Outcome::Busy) };
         let applier = Applier {

@@ -12,7 +12,7 @@
 use std::time::{Duration, Instant};
 
 use super::STORE_WAIT;
-use crate::apply::{Applier, Outcome};
+use crate::apply::Outcome;
 use crate::database::Database;
 use crate::delta::Decoder;
 use crate::error::{Error, ErrorKind, Result};
@@ -39,7 +39,7 @@ impl Database {
         for object in chain.iter().flat_map(|chain| &chain.objects).filter(|object| object.name.max > from) {
             let bytes = self.fetch(object)?;
             let id = ObjectId { txid: object.name.max, size: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
-            self.apply(&bytes, id, deadline)?;
+            self.apply_within(&bytes, id, deadline)?;
         }
         // A compacted object ends at the same TXID, but the log knows its head by the delta.
         self.change_state(|state| {
@@ -55,19 +55,11 @@ impl Database {
         Ok(())
     }
 
-    fn apply(&self, bytes: &[u8], id: ObjectId, deadline: Instant) -> Result<()> {
+    fn apply_within(&self, bytes: &[u8], id: ObjectId, deadline: Instant) -> Result<()> {
         let busy =
             || Error::new(ErrorKind::Busy, format!("{}: a local transaction writes", self.layout.main().display()));
         loop {
-            let Some(index) = self.wal_index() else { return Err(busy()) };
-            let applier = Applier {
-                index: &*index,
-                layout: &self.layout,
-                capture: &self.capture,
-                shared: &self.shared,
-                page_size: self.page_size,
-            };
-            match applier.apply(Decoder::new(bytes)?, id)? {
+            match self.apply(Decoder::new(bytes)?, id)? {
                 Outcome::Applied(_) | Outcome::Known => return Ok(()),
                 // Local commits that came in meanwhile are judged by the next acquisition.
                 Outcome::Conflict => return Err(busy()),
