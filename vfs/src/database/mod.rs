@@ -122,6 +122,8 @@ pub(crate) struct Database {
     held: Mutex<Option<strict::HeldCommit>>,
     /// Who held the lease when it was last refused.
     pub(crate) holder: Mutex<Option<String>>,
+    /// When and why the lease could last not be asked for.
+    pub(crate) unreachable: Mutex<Option<(Instant, Error)>>,
     /// Where commits that lost the log were put.
     pub(crate) conflict: Mutex<Option<PathBuf>>,
     /// Why this process's connections get no further; holds until the database is opened anew.

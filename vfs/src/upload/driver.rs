@@ -7,6 +7,7 @@
 //! - **Stop.** Every drive has a deadline; an operation that is dropped there is taken up by the next one of its kind.
 //! - **Crash.** See the table in [`crate::protocol`]; the state file and the outbox carry all of it.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,8 @@ pub(crate) struct Remote<'a> {
     /// Of the seal that the operation made.
     seal: Bytes,
     listing: Vec<Listed>,
+    /// Why the last request had no usable answer.
+    why: Cell<Option<Error>>,
 }
 
 impl<'a> Remote<'a> {
@@ -57,6 +60,7 @@ impl<'a> Remote<'a> {
             written: None,
             seal: Bytes::new(),
             listing: Vec::new(),
+            why: Cell::new(None),
         }
     }
 
@@ -117,7 +121,7 @@ impl<'a> Remote<'a> {
                 })))
             }
             Err(StoreError::NotFound(_)) => Ok(Answer::Lease(None)),
-            Err(e) => unanswered(e),
+            Err(e) => self.unanswered(e),
         }
     }
 
@@ -134,9 +138,12 @@ impl<'a> Remote<'a> {
         match runtime::wait(&what, STORE_WAIT, put) {
             Ok(Ok(meta)) => Ok(Answer::Written(meta.generation)),
             Ok(Err(StoreError::Precondition(_))) => Ok(Answer::Refused),
-            Ok(Err(e)) => unanswered(e),
+            Ok(Err(e)) => self.unanswered(e),
             // No answer in time: it may be done, and may still be.
-            Err(e) if e.kind() == ErrorKind::Unavailable => Ok(Answer::Unknown),
+            Err(e) if e.kind() == ErrorKind::Unavailable => {
+                self.why.set(Some(e));
+                Ok(Answer::Unknown)
+            }
             Err(e) => Err(e),
         }
     }
@@ -149,7 +156,10 @@ impl<'a> Remote<'a> {
                 self.listing = listing;
                 Ok(Answer::Listing(known(self.replica, &self.listing, self.outbox, self.durable)?))
             }
-            Err(e) if e.kind() == ErrorKind::Unavailable => Ok(Answer::Unknown),
+            Err(e) if e.kind() == ErrorKind::Unavailable => {
+                self.why.set(Some(e));
+                Ok(Answer::Unknown)
+            }
             Err(e) => Err(e),
         }
     }
@@ -167,7 +177,7 @@ impl<'a> Remote<'a> {
                 Ok(Answer::Delta(Some(id)))
             }
             Err(StoreError::NotFound(_)) => Ok(Answer::Delta(None)),
-            Err(e) => unanswered(e),
+            Err(e) => self.unanswered(e),
         }
     }
 
@@ -202,7 +212,19 @@ impl<'a> Remote<'a> {
         match runtime::wait(&format!("reading {name}"), STORE_WAIT, get)? {
             Ok(object) => Header::decode(&object.bytes).map(Some).map_err(|e| Error::from(e).context(name)),
             Err(StoreError::NotFound(_)) => Ok(None),
-            Err(e) => unanswered(e).map(|_| None),
+            Err(e) => self.unanswered(e).map(|_| None),
+        }
+    }
+
+    /// What a failed request means to the protocol: no answer, or an error that has to be mended first.
+    fn unanswered(&self, error: StoreError) -> Result<Answer> {
+        match error {
+            StoreError::Refused { .. } => Err(error.into()),
+            _ => {
+                log::debug!("{error}");
+                self.why.set(Some(error.into()));
+                Ok(Answer::Unknown)
+            }
         }
     }
 }
@@ -250,17 +272,6 @@ pub(crate) fn known(
     Ok(known)
 }
 
-/// What a failed request means to the protocol: no answer, or an error that has to be mended first.
-fn unanswered(error: StoreError) -> Result<Answer> {
-    match error {
-        StoreError::Refused { .. } => Err(error.into()),
-        _ => {
-            log::debug!("{error}");
-            Ok(Answer::Unknown)
-        }
-    }
-}
-
 impl Database {
     /// Drives an operation to its end; `None` when the deadline came first. The caller holds the operation's lanes.
     pub(crate) fn drive<O: Operation>(&self, mut operation: O, deadline: Instant) -> Result<Option<O::Outcome>> {
@@ -282,6 +293,8 @@ impl Database {
                 Step::Done(outcome) => return Ok(Some(outcome)),
                 Step::Ask(request) => {
                     if Instant::now() >= deadline {
+                        let late = || Error::new(ErrorKind::Unavailable, "no time was left to ask the bucket");
+                        self.note_error(&remote.why.take().unwrap_or_else(late));
                         return Ok(None);
                     }
                     if unanswered {
