@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::emulator::Emulator;
-use crate::host::{Host, Session};
+use crate::machine::{Host, Session};
 use crate::judge::Judge;
 use crate::poll;
 use crate::proxy::{Class, Proxy};

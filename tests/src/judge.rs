@@ -12,7 +12,7 @@ use sqlite_gcs::delta::{self, Decoder};
 use sqlite_gcs::store::{self, Config, SharedStore, StoreError};
 
 use crate::emulator::Emulator;
-use crate::host::{Host, Written};
+use crate::machine::{Host, Written};
 use crate::litestream::{self, Point};
 use crate::shell::Scratch;
 

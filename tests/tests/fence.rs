@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use sqlite_gcs_tests::bed::Bed;
-use sqlite_gcs_tests::host::{FENCED, Host, Load, Session};
+use sqlite_gcs_tests::machine::{FENCED, Host, Load, Session};
 use sqlite_gcs_tests::proxy::{Class, Fault};
 
 const READONLY: i64 = 8;

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use sqlite_gcs_tests::bed::Bed;
-use sqlite_gcs_tests::host::{BUSY, Load};
+use sqlite_gcs_tests::machine::{BUSY, Load};
 use sqlite_gcs_tests::judge::assert_kept;
 
 #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use sqlite_gcs_tests::bed::Bed;
-use sqlite_gcs_tests::host::{BUSY, FENCED, Host, Load, UNAVAILABLE, Written};
+use sqlite_gcs_tests::machine::{BUSY, FENCED, Host, Load, UNAVAILABLE, Written};
 use sqlite_gcs_tests::judge::assert_kept;
 use sqlite_gcs_tests::proxy::Fault;
 
