@@ -132,9 +132,9 @@ fn break_things(bed: &Bed, seed: u64, over: &AtomicBool) {
             7 => Fault::Stall,
             _ => Fault::StallAfter,
         };
-        let mut dice = random.fork();
+        let dice = std::sync::Mutex::new(random.fork());
         bed.proxy.set_delay(Duration::from_millis(random.u64(..30)));
-        bed.proxy.rule(move |_| (dice.u8(..10) == 0).then(|| fault.clone()));
+        bed.proxy.rule(move |_| (dice.lock().unwrap().u8(..10) == 0).then(|| fault.clone()));
         rest(Duration::from_millis(random.u64(200..1500)), over);
         bed.proxy.heal();
         bed.proxy.release();
