@@ -43,6 +43,12 @@ impl Database {
             let id = if found.txid == head.txid { head } else { found };
             self.apply_within(&bytes, id, deadline)?;
         }
+        // Where the delta itself is compacted away, the database is at its TXID all the same.
+        self.change_state(|state| {
+            if state.durable_txid() == head.txid {
+                state.protocol.durable = Some(head);
+            }
+        })?;
         if self.shared.durable() < head.txid {
             let message = format!("{}: {} is not to be had", self.replica.place(), head.txid);
             return Err(Error::new(ErrorKind::Unavailable, message));
