@@ -9,6 +9,7 @@ pub mod emulator;
 pub mod host;
 pub mod judge;
 pub mod litestream;
+pub mod machine;
 pub mod proxy;
 pub mod shell;
 

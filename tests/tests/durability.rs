@@ -5,8 +5,8 @@
 use std::time::{Duration, Instant};
 
 use sqlite_gcs_tests::bed::Bed;
-use sqlite_gcs_tests::host::{BUSY, Host, Load, UNAVAILABLE};
 use sqlite_gcs_tests::judge::assert_kept;
+use sqlite_gcs_tests::machine::{BUSY, Host, Load, UNAVAILABLE};
 use sqlite_gcs_tests::poll;
 use sqlite_gcs_tests::proxy::{Class, Fault, Request};
 
@@ -101,7 +101,9 @@ fn a_lost_answer_is_settled_by_the_same_bytes() {
     for durability in ["commit", "strict"] {
         let bed = Bed::new();
         let mut a = bed.with_table("a", &format!("durability={durability}"));
-        for (id, fault) in [(1, Fault::DropAfter), (2, Fault::StatusAfter(503)), (3, Fault::DropBefore), (4, Fault::CutBody(3))] {
+        for (id, fault) in
+            [(1, Fault::DropAfter), (2, Fault::StatusAfter(503)), (3, Fault::DropBefore), (4, Fault::CutBody(3))]
+        {
             let head = bed.judge.head();
             let before = bed.proxy.count(Class::Put);
             bed.proxy.fail(Class::Put, 1..=1, fault.clone());
@@ -135,7 +137,11 @@ fn an_outcome_that_stays_unknown_stops_the_database_until_the_reopen_finds_out()
             assert!(host.log().contains("until it is opened anew") || why.contains("anew"), "{why}\n{}", host.log());
             bed.proxy.heal();
             // Another connection of the process does not get past it either.
-            assert!(a.connect("other", Duration::ZERO).and_then(|()| a.sql_on("other", "INSERT INTO t VALUES (3, 'x')").map(drop)).is_err());
+            assert!(
+                a.connect("other", Duration::ZERO)
+                    .and_then(|()| a.sql_on("other", "INSERT INTO t VALUES (3, 'x')").map(drop))
+                    .is_err()
+            );
             a.quit();
             let mut a = host.open();
             let count = a.number("SELECT count(*) FROM t");

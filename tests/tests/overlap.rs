@@ -5,15 +5,15 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use sqlite_gcs_tests::bed::Bed;
-use sqlite_gcs_tests::host::{BUSY, FENCED, Host, Load, UNAVAILABLE, Written};
 use sqlite_gcs_tests::judge::assert_kept;
+use sqlite_gcs_tests::machine::{BUSY, FENCED, Host, Load, UNAVAILABLE, Written};
 use sqlite_gcs_tests::proxy::Fault;
 
 /// What becomes of a host at the end of a round.
@@ -187,7 +187,10 @@ fn what_is_missing_was_named(plan: &Plan, seed: u64) {
 }
 
 fn seed() -> u64 {
-    std::env::var("SQLITE_GCS_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..1 << 32))
+    std::env::var("SQLITE_GCS_TEST_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| fastrand::u64(..1 << 32))
 }
 
 #[test]
@@ -220,6 +223,9 @@ fn a_hundred_rounds_of_two_and_of_four_hosts_lose_and_double_nothing() {
 #[ignore = "ten minutes and more"]
 fn a_hundred_rounds_in_the_background_name_what_is_missing() {
     for hosts in [2, 4] {
-        what_is_missing_was_named(&Plan { hosts, rounds: 100, durability: "background", ends: KEPT, faults: true }, seed());
+        what_is_missing_was_named(
+            &Plan { hosts, rounds: 100, durability: "background", ends: KEPT, faults: true },
+            seed(),
+        );
     }
 }

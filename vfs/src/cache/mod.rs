@@ -2,14 +2,20 @@
 //!
 //! ```text
 //! file        what a read, a write and a truncation of the main file mean
+//! streams     which reads are a scan, and how far ahead of it pages are fetched
 //! flights     which pages this process is fetching right now
+//! background  fetches that no read waits for
+//! pages       the file, and every way in which pages come into it and leave it
 //! presence    which pages the file holds
 //! unit_lock   who may change that
 //! ```
 //!
 //! The cache is disposable: all of it can be made anew from the bucket, the outbox and the WAL.
 
+mod background;
 pub mod file;
 pub(crate) mod flights;
+mod pages;
 pub(crate) mod presence;
+mod streams;
 pub(crate) mod unit_lock;

@@ -21,10 +21,12 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use self::exclusive::ExclusiveWal;
 use crate::apply::index::IndexWriter;
+use crate::apply::{Applier, Outcome};
 use crate::cache::file::CacheFile;
 use crate::capture::Capture;
 use crate::capture::index::{self, Committed};
 use crate::config::{Config, Durability};
+use crate::delta::Decoder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::Layout;
 use crate::local::locks::{self, HostMutex, LockByte, Mode};
@@ -32,6 +34,7 @@ use crate::local::shared::{BootTime, Shared};
 use crate::log;
 use crate::outbox::Outbox;
 use crate::page::PageSize;
+use crate::protocol::ObjectId;
 use crate::replica::names::Replica;
 use crate::upload::pump::{self, Turn};
 
@@ -89,8 +92,6 @@ pub(crate) struct OpenRequest {
     pub(crate) parameters: Vec<(String, String)>,
     /// SQLITE_OPEN_CREATE was given.
     pub(crate) create: bool,
-    /// SQLITE_OPEN_READONLY was given.
-    pub(crate) read_only: bool,
 }
 
 /// One database of this process, shared by its connections.
@@ -119,6 +120,8 @@ pub(crate) struct Database {
     held: Mutex<Option<strict::HeldCommit>>,
     /// Who held the lease when it was last refused.
     pub(crate) holder: Mutex<Option<String>>,
+    /// When and why the lease could last not be asked for.
+    pub(crate) unreachable: Mutex<Option<(Instant, Error)>>,
     /// Where commits that lost the log were put.
     pub(crate) conflict: Mutex<Option<PathBuf>>,
     /// Why this process's connections get no further; holds until the database is opened anew.
@@ -290,15 +293,24 @@ impl Database {
         }
     }
 
-    /// Our own handle's view of the wal-index.
-    pub(crate) fn wal_index(&self) -> Option<Arc<dyn WalIndex>> {
-        self.index.lock().clone()
-    }
-
     /// Keeps the writers of all processes out while the result lives; `None` if one is writing, or where that cannot be known.
     pub(crate) fn keep_writers_out(&self) -> Option<WritersOut> {
         let index = self.index.lock().clone()?;
         index.lock_write().then(|| WritersOut(index))
+    }
+
+    /// Takes one delta of another writer's into this database, for its readers to see; `id` is that of the newest
+    /// object in it. Not to be called from a callback of SQLite's that holds WRITE or READ1 to READ4 exclusively.
+    pub(crate) fn apply<R: std::io::Read>(&self, delta: Decoder<R>, id: ObjectId) -> Result<Outcome> {
+        let Some(index) = self.index.lock().clone() else { return Ok(Outcome::Busy) };
+        let applier = Applier {
+            index: &*index,
+            layout: &self.layout,
+            capture: &self.capture,
+            shared: &self.shared,
+            page_size: self.page_size,
+        };
+        applier.apply(delta, id)
     }
 
     /// What is committed in the WAL now, as the wal-index or, without one, the exclusive connection or the file says.

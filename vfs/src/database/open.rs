@@ -152,6 +152,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         last_error: Mutex::new(None),
         held: Mutex::new(None),
         holder: Mutex::new(None),
+        unreachable: Mutex::new(None),
         conflict: Mutex::new(None),
         poison: Mutex::new(None),
         urgent: 0.into(),
@@ -347,7 +348,7 @@ impl Opening<'_> {
         // A delta that was frozen before its commit was written, or frames that are gone: the cache is behind the log.
         let is_behind =
             !position.closed && committed.is_none_or(|c| c.salts != position.salts || c.frames < position.frames);
-        let is_whole = is_whole && !is_behind;
+        let is_whole = is_whole && !is_behind && !state.behind;
         self.freeze_wal(&mut capture, &state, position, committed, is_whole)?;
         let frozen = self.outbox.list()?;
         state.protocol.outbox = driver::unsettled(&state.protocol, frozen.iter().map(|envelope| envelope.id));
@@ -493,6 +494,7 @@ impl Opening<'_> {
         state.boot = boot_id();
         state.file = self.identity()?;
         state.clean = false;
+        state.behind = false;
         state.protocol.ttl_ms = self.config.lease_ttl.as_millis() as u64;
         state.save(&self.layout.state())?;
         let capture = Capture::open(&self.layout, &self.outbox)?;
@@ -515,6 +517,7 @@ impl Opening<'_> {
             page_size: page_size.bytes(),
             protocol: protocol::State::new(Nonce(nonce()), who(), self.config.lease_ttl.as_millis() as u64),
             position: Position { closed: true, ..Position::default() },
+            behind: false,
             clean: false,
         }
     }

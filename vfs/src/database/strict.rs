@@ -15,6 +15,10 @@
 //! When SQLite overwrites a frame that it had spilled, the headers behind it get neither salts nor checksums until it rewrites
 //! all of them, up to the last one; that one's second writing then completes the transaction.
 //!
+//! Until the header is written a mark in the shared memory says so: a writer of any process that meets it with the WRITE lock
+//! in hand has a database that lacks a commit of the log. A WAL that goes away in that state leaves a note in the state file
+//! (`capture/`).
+//!
 //! An upload whose outcome stays unknown is an error too, and then the database refuses work until it is opened anew, when
 //! the outcome is found out.
 
@@ -46,6 +50,12 @@ impl Database {
         base: &mut dyn FnMut(&[u8], u64) -> i32,
     ) -> Result<i32> {
         self.before_wal_write(offset, bytes, exclusive)?;
+        if self.shared.strict_unsettled() {
+            let message = "a strict commit is in the log and not in the local database".to_owned();
+            let error = Error::new(ErrorKind::Unavailable, message);
+            self.poison(&error);
+            return Err(error);
+        }
         let mut held = self.held.lock();
         if *self.durability.read() != Durability::Strict && held.is_none() {
             return Ok(base(bytes, offset));
@@ -83,7 +93,9 @@ impl Database {
             Ok(true) => {
                 *held = None;
                 let code = base(&commit.header.bytes, commit.header.offset);
-                if code != 0 {
+                if code == 0 {
+                    self.shared.set_strict_unsettled(false);
+                } else {
                     let message = "the commit is in the bucket, but the WAL could not be written".to_owned();
                     self.poison(&Error::new(ErrorKind::Local, message));
                 }
@@ -118,7 +130,8 @@ impl Database {
             }
             capture.serial_of(&self.shared, Some(&held.commit))?
         };
-        self.freeze(Some(held.commit), Some(held.header))?;
+        self.shared.set_strict_unsettled(true);
+        self.freeze(Some(held.commit), Some(held.header)).inspect_err(|_| self.shared.set_strict_unsettled(false))?;
         // From here on the delta may become durable, whatever this commit is told.
         let sent = self.append_all(deadline).and_then(|()| self.check_poison());
         match sent {

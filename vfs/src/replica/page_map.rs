@@ -64,13 +64,6 @@ pub struct Location {
     pub len: u32,
 }
 
-impl Location {
-    /// Whether `next` is the location of the frame right behind this one.
-    pub(crate) fn is_followed_by(&self, next: &Location) -> bool {
-        self.object == next.object && self.offset < next.offset && next.offset <= self.offset + u64::from(self.len)
-    }
-}
-
 /// The map and its object table.
 #[derive(Debug)]
 pub struct PageMap {

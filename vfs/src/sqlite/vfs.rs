@@ -289,12 +289,7 @@ fn request(name: &[u8], parameters: &[(Vec<u8>, Vec<u8>)], flags: c_int) -> Resu
             ));
         }
     }
-    Ok(OpenRequest {
-        path: registry::canonical(name)?,
-        parameters: ours,
-        create: flags & ffi::OPEN_CREATE != 0,
-        read_only: flags & ffi::OPEN_READONLY != 0,
-    })
+    Ok(OpenRequest { path: registry::canonical(name)?, parameters: ours, create: flags & ffi::OPEN_CREATE != 0 })
 }
 
 /// A boolean as `sqlite3_uri_boolean` reads it.
@@ -457,10 +452,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let name = dir.path().join("a.db");
         let parameters = pairs(&[("vfs", "gcs"), ("bucket", "file:///x"), ("nolock", "0"), ("buckt", "y")]);
-        let request = request(name.as_os_str().as_encoded_bytes(), &parameters, ffi::OPEN_READONLY).expect("accepted");
+        let request = request(name.as_os_str().as_encoded_bytes(), &parameters, 1).expect("accepted");
         let expected = [("bucket", "file:///x"), ("buckt", "y")].map(|(k, v)| (k.to_owned(), v.to_owned()));
         assert_eq!(request.parameters, expected);
-        assert!(request.read_only && !request.create);
+        assert!(!request.create);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! - **Stop.** Every drive has a deadline; an operation that is dropped there is taken up by the next one of its kind.
 //! - **Crash.** See the table in [`crate::protocol`]; the state file and the outbox carry all of it.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,8 @@ pub(crate) struct Remote<'a> {
     seal: Bytes,
     listing: Vec<Listed>,
     deadline: Instant,
+    /// Why the last request had no usable answer.
+    why: Cell<Option<Error>>,
 }
 
 impl<'a> Remote<'a> {
@@ -63,6 +66,7 @@ impl<'a> Remote<'a> {
             seal: Bytes::new(),
             listing: Vec::new(),
             deadline,
+            why: Cell::new(None),
         }
     }
 
@@ -129,7 +133,7 @@ impl<'a> Remote<'a> {
                 })))
             }
             Err(StoreError::NotFound(_)) => Ok(Answer::Lease(None)),
-            Err(e) => unanswered(e),
+            Err(e) => self.unanswered(e),
         }
     }
 
@@ -147,9 +151,12 @@ impl<'a> Remote<'a> {
         match runtime::wait(&what, limit, put) {
             Ok(Ok(meta)) => Ok(Answer::Written(meta.generation)),
             Ok(Err(StoreError::Precondition(_))) => Ok(Answer::Refused),
-            Ok(Err(e)) => unanswered(e),
+            Ok(Err(e)) => self.unanswered(e),
             // No answer in time: it may be done, and may still be.
-            Err(e) if e.kind() == ErrorKind::Unavailable => Ok(Answer::Unknown),
+            Err(e) if e.kind() == ErrorKind::Unavailable => {
+                self.why.set(Some(e));
+                Ok(Answer::Unknown)
+            }
             Err(e) => Err(e),
         }
     }
@@ -162,7 +169,10 @@ impl<'a> Remote<'a> {
                 self.listing = listing;
                 Ok(Answer::Listing(known(self.replica, &self.listing, self.outbox, self.durable)?))
             }
-            Err(e) if e.kind() == ErrorKind::Unavailable => Ok(Answer::Unknown),
+            Err(e) if e.kind() == ErrorKind::Unavailable => {
+                self.why.set(Some(e));
+                Ok(Answer::Unknown)
+            }
             Err(e) => Err(e),
         }
     }
@@ -180,7 +190,7 @@ impl<'a> Remote<'a> {
                 Ok(Answer::Delta(Some(id)))
             }
             Err(StoreError::NotFound(_)) => Ok(Answer::Delta(None)),
-            Err(e) => unanswered(e),
+            Err(e) => self.unanswered(e),
         }
     }
 
@@ -215,7 +225,19 @@ impl<'a> Remote<'a> {
         match in_time(runtime::wait(&format!("reading {name}"), self.limit(0), get), &name)? {
             Ok(object) => Header::decode(&object.bytes).map(Some).map_err(|e| Error::from(e).context(name)),
             Err(StoreError::NotFound(_)) => Ok(None),
-            Err(e) => unanswered(e).map(|_| None),
+            Err(e) => self.unanswered(e).map(|_| None),
+        }
+    }
+
+    /// What a failed request means to the protocol: no answer, or an error that has to be mended first.
+    fn unanswered(&self, error: StoreError) -> Result<Answer> {
+        match error {
+            StoreError::Refused { .. } => Err(error.into()),
+            _ => {
+                log::debug!("{error}");
+                self.why.set(Some(error.into()));
+                Ok(Answer::Unknown)
+            }
         }
     }
 }
@@ -273,17 +295,6 @@ fn in_time<T>(outcome: Result<Result<T, StoreError>>, name: &str) -> Result<Resu
     }
 }
 
-/// What a failed request means to the protocol: no answer, or an error that has to be mended first.
-fn unanswered(error: StoreError) -> Result<Answer> {
-    match error {
-        StoreError::Refused { .. } => Err(error.into()),
-        _ => {
-            log::debug!("{error}");
-            Ok(Answer::Unknown)
-        }
-    }
-}
-
 impl Database {
     /// Drives an operation to its end; `None` when the deadline came first. The caller holds the operation's lanes.
     pub(crate) fn drive<O: Operation>(&self, mut operation: O, deadline: Instant) -> Result<Option<O::Outcome>> {
@@ -305,6 +316,8 @@ impl Database {
                 Step::Done(outcome) => return Ok(Some(outcome)),
                 Step::Ask(request) => {
                     if Instant::now() >= deadline {
+                        let late = || Error::new(ErrorKind::Unavailable, "no time was left to ask the bucket");
+                        self.note_error(&remote.why.take().unwrap_or_else(late));
                         return Ok(None);
                     }
                     if unanswered {

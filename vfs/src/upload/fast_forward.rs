@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::STORE_WAIT;
-use crate::apply::{Applier, Outcome};
+use crate::apply::Outcome;
 use crate::database::Database;
 use crate::delta::Decoder;
 use crate::error::{Error, ErrorKind, Result};
@@ -41,12 +41,12 @@ impl Database {
         match self.fetch_few(from, head)? {
             Some(deltas) => {
                 for (id, bytes) in deltas {
-                    self.apply(&bytes, id, deadline)?;
+                    self.apply_within(&bytes, id, deadline)?;
                 }
             }
             None => self.apply_planned(from, head, deadline)?,
         }
-        // A compacted object ends at the same TXID, but the log knows its head by the delta.
+        // Where the delta itself is compacted away, the database is at its TXID all the same.
         self.change_state(|state| {
             if state.durable_txid() == head.txid {
                 state.protocol.durable = Some(head);
@@ -74,7 +74,9 @@ impl Database {
             futures::future::join_all((from.0 + 1..=head.txid.0).map(get)).await
         };
         let mut deltas = Vec::new();
-        for (object, txid) in runtime::wait("reading the newest deltas", STORE_WAIT, gets)?.into_iter().zip(from.0 + 1..) {
+        for (object, txid) in
+            runtime::wait("reading the newest deltas", STORE_WAIT, gets)?.into_iter().zip(from.0 + 1..)
+        {
             let bytes = match object {
                 Ok(object) => object.bytes,
                 Err(StoreError::NotFound(_)) => return Ok(None),
@@ -94,25 +96,19 @@ impl Database {
         let chain = chain::plan(&listed, Some(head.txid))?;
         for object in chain.iter().flat_map(|chain| &chain.objects).filter(|object| object.name.max > from) {
             let bytes = self.fetch(object)?;
-            let id = ObjectId { txid: object.name.max, size: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
-            self.apply(&bytes, id, deadline)?;
+            let found = ObjectId { txid: object.name.max, size: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
+            // The log knows its head by the delta, also where a compacted object ends at the same TXID.
+            let id = if found.txid == head.txid { head } else { found };
+            self.apply_within(&bytes, id, deadline)?;
         }
         Ok(())
     }
 
-    fn apply(&self, bytes: &[u8], id: ObjectId, deadline: Instant) -> Result<()> {
+    fn apply_within(&self, bytes: &[u8], id: ObjectId, deadline: Instant) -> Result<()> {
         let busy =
             || Error::new(ErrorKind::Busy, format!("{}: a local transaction writes", self.layout.main().display()));
         loop {
-            let Some(index) = self.wal_index() else { return Err(busy()) };
-            let applier = Applier {
-                index: &*index,
-                layout: &self.layout,
-                capture: &self.capture,
-                shared: &self.shared,
-                page_size: self.page_size,
-            };
-            match applier.apply(Decoder::new(bytes)?, id)? {
+            match self.apply(Decoder::new(bytes)?, id)? {
                 Outcome::Applied(_) | Outcome::Known => return Ok(()),
                 // Local commits that came in meanwhile are judged by the next acquisition.
                 Outcome::Conflict => return Err(busy()),

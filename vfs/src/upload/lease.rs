@@ -40,13 +40,29 @@ impl Database {
         if BootTime::now() < self.shared.held_elsewhere() {
             return Err(self.held_elsewhere());
         }
+        self.check_reachable()?;
         let _lease = self.lease_lane.lock_within(self.request_timeout(), "the lease lock")?;
         let _upload = self.uploader.lock_within(self.request_timeout(), "the upload lock")?;
         self.check_poison()?;
         if self.has_right() {
             return Ok(());
         }
-        self.acquire(Instant::now() + self.request_timeout())
+        self.check_reachable()?;
+        let result = self.acquire(Instant::now() + self.request_timeout());
+        *self.unreachable.lock() = match &result {
+            Err(e) if e.kind() == ErrorKind::Unavailable => Some((Instant::now(), e.clone())),
+            _ => None,
+        };
+        result
+    }
+
+    /// Refuses at once for a while after the bucket did not answer: SQLite's busy handler counts its own pauses only, and would
+    /// wait for the bucket many times over.
+    fn check_reachable(&self) -> Result<()> {
+        match &*self.unreachable.lock() {
+            Some((since, error)) if since.elapsed() < self.request_timeout() / 2 => Err(error.clone()),
+            _ => Ok(()),
+        }
     }
 
     /// A transaction that is open meets the end of the right: takes it up again if nobody else took the lease.
@@ -203,6 +219,7 @@ impl Database {
 
     fn no_lease_in_time(&self) -> Error {
         let place = self.replica.place();
-        Error::new(ErrorKind::Unavailable, format!("{place}: the bucket did not answer in time"))
+        let why = self.last_error.lock().as_ref().map_or_else(String::new, |why| format!(": {why}"));
+        Error::new(ErrorKind::Unavailable, format!("{place}: the bucket did not answer in time{why}"))
     }
 }

@@ -1,6 +1,8 @@
 #![allow(clippy::unwrap_used)] // A failure here is a failed test.
 
 use std::cell::Cell;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -81,7 +83,7 @@ impl Bed {
 fn checkpoint(cache: &CacheFile, pgno: u32, page: &[u8]) {
     let start = u64::from(pgno - 1) * BYTES;
     let code = cache.write(start..start + BYTES, &mut || {
-        cache.file.write_all_at(page, start).unwrap();
+        cache.pages.file.write_all_at(page, start).unwrap();
         0
     });
     assert_eq!(code.unwrap(), 0);
@@ -126,7 +128,9 @@ proptest! {
             if indexes(&bed.replica, Some(target)).is_none() {
                 continue; // The state exists only inside a compacted object.
             }
-            let cache = bed.cold(Some(target));
+            let mut cache = bed.cold(Some(target));
+            // Gaps are bridged by asking for bytes that are there.
+            cache.read_ahead.gap = 0;
             let state = bed.history.state(target);
             assert_eq!((cache.map().txid(), cache.total().0), (TxId(target), state.len() as u32));
             let mut order: Vec<u32> = (1..=state.len() as u32).collect();
@@ -157,8 +161,8 @@ proptest! {
             match rng.u8(..10) {
                 0 => one.forget([Pgno(pgno)]).unwrap(),
                 1 | 2 => {
-                    let (unit, stamp) = one.unit(Pgno(pgno));
-                    assert!(one.evict(unit, stamp).unwrap());
+                    let (unit, stamp) = one.pages.unit(Pgno(pgno));
+                    assert!(one.pages.evict(unit, stamp).unwrap());
                 }
                 3 => one.clear_all().unwrap(),
                 4 | 5 => {
@@ -173,7 +177,7 @@ proptest! {
                         checkpoint(one, *pgno, &bytes);
                     }
                     let bytes = u64::from(new_size) * BYTES;
-                    one.truncate(bytes, &mut || { one.file.set_len(bytes).unwrap(); 0 }).unwrap();
+                    one.truncate(bytes, &mut || { one.pages.file.set_len(bytes).unwrap(); 0 }).unwrap();
                     bed.merge(one, txid);
                 }
                 _ => assert!(page(one, pgno) == bed.history.state(bed.history.head())[pgno as usize - 1], "seed {seed}"),
@@ -200,13 +204,13 @@ fn a_cold_open_reads_only_touched_pages() {
     page(&cache, 150);
     assert_eq!(bed.bucket.take_gets().len(), 1);
     assert_eq!(cache.present(), 16);
-    assert_eq!(cache.file.metadata().unwrap().len(), 200 * BYTES);
-    assert!(cache.file.metadata().unwrap().blocks() * 512 < 40 * BYTES);
+    assert_eq!(cache.pages.file.metadata().unwrap().len(), 200 * BYTES);
+    assert!(cache.pages.file.metadata().unwrap().blocks() * 512 < 40 * BYTES);
 }
 
 #[test]
 fn threads_that_miss_pages_of_one_run_share_one_request() {
-    let bed = Bed::of(32);
+    let bed = Bed::of(16);
     let cache = bed.cold(None);
     let gate = bed.bucket.hold();
     std::thread::scope(|scope| {
@@ -230,6 +234,47 @@ fn threads_that_miss_pages_of_one_run_share_one_request() {
         }
     });
     assert_eq!(bed.bucket.take_gets().len(), 1);
+}
+
+#[test]
+fn a_scan_is_fetched_ahead_in_several_requests_at_a_time_and_no_page_twice() {
+    let mut bed = Bed::empty();
+    bed.commit(3000, 1..=3000);
+    let mut cache = bed.cold(None);
+    cache.read_ahead.gap = 0;
+    for pgno in 1..=3000 {
+        assert!(page(&cache, pgno) == content(pgno, 1), "page {pgno}");
+    }
+    let gets = bed.bucket.take_gets();
+    assert!(gets.len() < 100, "{} requests for 3000 pages", gets.len());
+    assert_nothing_twice(&gets, cache.map().len_step().into());
+    // While the scan waits for one request, the others of its window are under way.
+    let bed = Bed::of(3000);
+    let cache = bed.cold(None);
+    (1..=500).for_each(|pgno| drop(page(&cache, pgno)));
+    until("the end of what is fetched ahead", || bed.bucket.under_way().0 == 0);
+    let gate = bed.bucket.hold();
+    std::thread::scope(|scope| {
+        scope.spawn(|| (501..=3000).for_each(|pgno| drop(page(&cache, pgno))));
+        until("several requests at a time", || bed.bucket.under_way().0 > 3);
+        gate.open();
+    });
+}
+
+#[test]
+fn a_cache_that_is_dropped_while_pages_are_fetched_ahead_lets_go_of_the_file_first() {
+    let bed = Bed::of(3000);
+    let cache = bed.cold(None);
+    let gate = bed.bucket.hold();
+    let pages = Arc::downgrade(&cache.pages);
+    let fetches = cache.flights.ahead(|_| false, |free| cache.plan(Pgno(1), Pgno(1000), free)).unwrap();
+    for (flight, (run, stamps)) in fetches {
+        cache.background.fetch(&cache.pages, &cache.source, flight, run, stamps);
+    }
+    until("a request", || bed.bucket.under_way().0 > 0);
+    drop(cache);
+    assert_eq!(pages.strong_count(), 0);
+    gate.open();
 }
 
 #[test]
@@ -267,10 +312,10 @@ fn a_read_that_met_an_eviction_is_done_again() {
     let code = cache.read(range.clone(), &mut || {
         runs.set(runs.get() + 1);
         if runs.get() == 1 {
-            let (unit, stamp) = cache.unit(Pgno(20));
-            assert!(cache.evict(unit, stamp).unwrap());
+            let (unit, stamp) = cache.pages.unit(Pgno(20));
+            assert!(cache.pages.evict(unit, stamp).unwrap());
         }
-        cache.file.read_exact_at(&mut bytes, range.start).unwrap();
+        cache.pages.file.read_exact_at(&mut bytes, range.start).unwrap();
         42
     });
     assert_eq!((code.unwrap(), runs.get()), (42, 2));
@@ -296,8 +341,8 @@ fn readers_never_see_a_hole_while_units_are_evicted_through_another_opening() {
         let mut evicted = 0;
         while evicted < 2000 || reads.load(Ordering::Relaxed) < 100 {
             for pgno in [5, 25] {
-                let (unit, stamp) = other.unit(Pgno(pgno));
-                evicted += u32::from(other.evict(unit, stamp).unwrap());
+                let (unit, stamp) = other.pages.unit(Pgno(pgno));
+                evicted += u32::from(other.pages.evict(unit, stamp).unwrap());
             }
         }
         done.store(true, Ordering::Relaxed);
@@ -309,9 +354,9 @@ fn an_eviction_decided_before_a_checkpoint_wrote_is_not_carried_out() {
     let bed = Bed::of(32);
     let cache = bed.cold(None);
     page(&cache, 20);
-    let (unit, seen) = cache.unit(Pgno(20));
+    let (unit, seen) = cache.pages.unit(Pgno(20));
     checkpoint(&cache, 20, &content(20, 9));
-    assert!(!cache.evict(unit, seen).unwrap());
+    assert!(!cache.pages.evict(unit, seen).unwrap());
     assert!(page(&cache, 20) == content(20, 9));
 }
 
@@ -356,8 +401,8 @@ fn a_fill_does_not_bring_back_what_was_replaced_and_evicted_meanwhile() {
     let got = while_fetching(&bed, &cache, || {
         checkpoint(&cache, 20, &content(20, txid));
         cache.map().apply(&[index.unwrap()]).unwrap();
-        let (unit, stamp) = cache.unit(Pgno(20));
-        assert!(cache.evict(unit, stamp).unwrap());
+        let (unit, stamp) = cache.pages.unit(Pgno(20));
+        assert!(cache.pages.evict(unit, stamp).unwrap());
     });
     assert!(got != first.state(1)[19], "the old page came back");
     assert!(got == content(20, txid));
@@ -441,7 +486,7 @@ fn page_1_is_masked_on_disk_only() {
     let cache = bed.cold(None);
     assert!(page(&cache, 1) == content(1, 1));
     let mut on_disk = vec![0; BYTES as usize];
-    cache.file.read_exact_at(&mut on_disk, 0).unwrap();
+    cache.pages.file.read_exact_at(&mut on_disk, 0).unwrap();
     assert_eq!(on_disk[..16], MASK);
     assert!(on_disk[16..] == content(1, 1)[16..]);
 }
@@ -455,7 +500,7 @@ fn a_truncation_forgets_the_pages_and_growth_brings_zeros() {
     let cut = |code: i32| {
         cache.truncate(size, &mut || {
             if code == 0 {
-                cache.file.set_len(size).unwrap();
+                cache.pages.file.set_len(size).unwrap();
             }
             code
         })
@@ -473,10 +518,10 @@ fn a_distrusted_cache_is_read_again_from_the_bucket() {
     let bed = Bed::of(40);
     let cache = bed.cold(None);
     (1..=40).for_each(|pgno| drop(page(&cache, pgno)));
-    cache.file.write_all_at(&[1; 9000], 50_000).unwrap();
+    cache.pages.file.write_all_at(&[1; 9000], 50_000).unwrap();
     cache.clear_all().unwrap();
     assert_eq!((cache.present(), cache.total()), (0, PageCount(40)));
-    assert_eq!(cache.file.metadata().unwrap().blocks(), 0);
+    assert_eq!(cache.pages.file.metadata().unwrap().blocks(), 0);
     (1..=40).for_each(|pgno| assert!(page(&cache, pgno) == content(pgno, 1)));
 }
 
@@ -488,7 +533,7 @@ fn a_range_of_several_pages_and_units_is_read_whole() {
     let mut bytes = vec![0; (range.end - range.start) as usize];
     cache
         .read(range.clone(), &mut || {
-            cache.file.read_exact_at(&mut bytes, range.start).unwrap();
+            cache.pages.file.read_exact_at(&mut bytes, range.start).unwrap();
             0
         })
         .unwrap();
@@ -506,7 +551,7 @@ fn a_write_of_part_of_a_missing_page_keeps_the_rest_of_it() {
     let start = 4 * BYTES + 100;
     cache
         .write(start..start + 10, &mut || {
-            cache.file.write_all_at(&[9; 10], start).unwrap();
+            cache.pages.file.write_all_at(&[9; 10], start).unwrap();
             0
         })
         .unwrap();
@@ -514,8 +559,8 @@ fn a_write_of_part_of_a_missing_page_keeps_the_rest_of_it() {
     expected[100..110].fill(9);
     assert!(page(&cache, 5) == expected);
     // From within a page on to the end of the next one.
-    let (unit, stamp) = cache.unit(Pgno(7));
-    assert!(cache.evict(unit, stamp).unwrap());
+    let (unit, stamp) = cache.pages.unit(Pgno(7));
+    assert!(cache.pages.evict(unit, stamp).unwrap());
     checkpoint_bytes(&cache, 6 * BYTES + 50, 2 * BYTES - 50);
     assert!(page(&cache, 7)[..50] == content(7, 1)[..50]);
     // A write over the border of two units.
@@ -525,7 +570,7 @@ fn a_write_of_part_of_a_missing_page_keeps_the_rest_of_it() {
 
 fn checkpoint_bytes(cache: &CacheFile, start: u64, len: u64) {
     let write = &mut || {
-        cache.file.write_all_at(&vec![3; len as usize], start).unwrap();
+        cache.pages.file.write_all_at(&vec![3; len as usize], start).unwrap();
         0
     };
     cache.write(start..start + len, write).unwrap();
