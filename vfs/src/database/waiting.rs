@@ -40,6 +40,7 @@ impl Database {
         let started = Instant::now();
         self.urgent.fetch_add(1, Ordering::SeqCst);
         let result = self.awaited_serial().and_then(|awaited| {
+            self.group.arrived();
             self.call_uploader(Instant::now());
             let mut settled = self.settled.0.lock();
             loop {
@@ -75,12 +76,12 @@ impl Database {
         )
     }
 
-    /// Says at a close how much the bucket does not have, and where it is.
-    pub(super) fn report_unsent(&self, error: &Error) {
+    /// Says at a close, or at SIGTERM, how much the bucket does not have, and where it is.
+    pub(super) fn report_unsent(&self, when: &str, error: &Error) {
         let kept = self.outbox().list().unwrap_or_default();
         let bytes: u64 = kept.iter().map(|envelope| envelope.id.size).sum();
         log::error!(
-            "{}: closed with {} deltas ({bytes} bytes) not uploaded; they are kept in {} and sent at the next open: {error}",
+            "{}: {when} with {} deltas ({bytes} bytes) not uploaded; they are kept in {} and sent at the next open: {error}",
             self.layout.main().display(),
             kept.len(),
             self.layout.outbox().display(),

@@ -11,6 +11,7 @@
 
 pub(crate) mod driver;
 mod fast_forward;
+pub(crate) mod group;
 mod lease;
 pub(crate) mod pump;
 
@@ -85,8 +86,10 @@ impl Database {
                     return Ok(Instant::now() + if urgent { BUSY_URGENT } else { BUSY });
                 };
                 self.shared.set_last_put(BootTime::now());
+                let joined = self.group.gather(|| self.urgent.load(Ordering::SeqCst));
                 self.freeze_committed()?;
                 self.append_all(Instant::now() + APPEND_WAIT)?;
+                self.group.settled(joined);
             }
         }
         let is_pending = self.is_pending();
