@@ -90,6 +90,7 @@ impl Database {
 
     /// Takes the lease, under both lanes.
     pub(super) fn acquire(&self, deadline: Instant) -> Result<()> {
+        self.check_conditions()?;
         self.freeze_committed()?;
         loop {
             let stop = self.change_state(|state| state.protocol.may_commit(now()).err())?;
