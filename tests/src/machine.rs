@@ -272,19 +272,26 @@ impl Session {
         self.send(&command);
     }
 
+    /// Waits until so many rows of what [`Session::begin_write`] began are acknowledged, `limit` at most.
+    pub fn follow_write(&mut self, rows: usize, limit: Duration) -> Written {
+        let begun = Instant::now();
+        let mut written = Written::default();
+        while written.acknowledged.len() < rows
+            && let Some(line) = self.next(limit.saturating_sub(begun.elapsed()))
+        {
+            written.note(line);
+        }
+        written
+    }
+
     /// Waits for the end of what [`Session::begin_write`] began, or of the process.
     pub fn end_write(&mut self, load: &Load) -> Written {
         let limit = PATIENCE + Duration::from_secs_f64(load.seconds + load.timeout);
         let begun = Instant::now();
         let mut written = Written::default();
         while let Some(line) = self.next(limit.saturating_sub(begun.elapsed())) {
-            if let Some(id) = line["ack"].as_i64() {
-                written.acknowledged.push(id);
-            } else if let Some(id) = line["failed"].as_i64() {
-                written.failed.push((id, judge(line).expect_err("an error")));
-            } else if line["done"] == true {
-                written.seconds = line["seconds"].as_f64().unwrap_or_default();
-                written.done = true;
+            written.note(line);
+            if written.done {
                 break;
             }
         }
@@ -378,4 +385,17 @@ pub struct Written {
     pub seconds: f64,
     /// It came to its end (and was not killed).
     pub done: bool,
+}
+
+impl Written {
+    fn note(&mut self, line: Value) {
+        if let Some(id) = line["ack"].as_i64() {
+            self.acknowledged.push(id);
+        } else if let Some(id) = line["failed"].as_i64() {
+            self.failed.push((id, judge(line).expect_err("an error")));
+        } else if line["done"] == true {
+            self.seconds = line["seconds"].as_f64().unwrap_or_default();
+            self.done = true;
+        }
+    }
 }

@@ -103,7 +103,9 @@ fn every_request(durability: &str, fault: Fault, for_good: bool) {
             assert_ne!(error.code, 10, "request {n}: an I/O error of nobody's");
         }
         acknowledged.extend(of_run.acknowledged);
-        settle(&[&one, &two]);
+        if for_good || !of_run.errors.is_empty() {
+            settle(&[&one, &two]);
+        }
         if !met.load(Ordering::SeqCst) {
             assert!(of_run.errors.is_empty(), "{:?}", of_run.errors);
             eprintln!(
@@ -133,11 +135,6 @@ fn every_request(durability: &str, fault: Fault, for_good: bool) {
 }
 
 #[test]
-fn any_one_request_may_be_refused_by_a_busy_service() {
-    every_request("commit", Fault::Status(503), false);
-}
-
-#[test]
 fn any_one_answer_may_be_lost() {
     every_request("commit", Fault::DropAfter, false);
 }
@@ -150,11 +147,6 @@ fn any_one_answer_may_be_lost_in_the_background() {
 #[test]
 fn any_one_answer_may_be_lost_to_a_strict_commit() {
     every_request("strict", Fault::DropAfter, false);
-}
-
-#[test]
-fn any_one_request_may_stall() {
-    every_request("commit", Fault::Stall, false);
 }
 
 #[test]

@@ -76,7 +76,7 @@ fn live(host: &Host, plan: &Plan, mut random: fastrand::Rng, rounds: &AtomicU32,
         let end = random.choice(plan.ends).copied().unwrap();
         let load = Load {
             first: next.fetch_add(100_000, Ordering::SeqCst),
-            seconds: 0.5 + random.f64() * 4.0,
+            seconds: 1.0 + random.f64() * 9.0,
             timeout: 10.0,
             pause: 0.01,
             ..Load::default()
@@ -86,16 +86,25 @@ fn live(host: &Host, plan: &Plan, mut random: fastrand::Rng, rounds: &AtomicU32,
         let written = match end {
             End::Closed => session.end_write(&load),
             End::Frozen => {
-                thread::sleep(Duration::from_secs_f64(random.f64()));
+                let mut written =
+                    session.follow_write(random.usize(..40), Duration::from_secs_f64(random.f64() * 12.0));
                 session.signal(Signal::SIGSTOP);
                 thread::sleep(Duration::from_secs_f64(if random.bool() { 0.3 } else { 8.0 }));
                 session.signal(Signal::SIGCONT);
-                session.end_write(&load)
+                let rest = session.end_write(&load);
+                written.acknowledged.extend(rest.acknowledged);
+                written.failed.extend(rest.failed);
+                written.done = rest.done;
+                written
             }
             End::Killed | End::KilledAndWiped => {
-                thread::sleep(Duration::from_secs_f64(random.f64() * 2.0));
+                // In the middle of its turn, or before it got one.
+                let mut written =
+                    session.follow_write(random.usize(..40), Duration::from_secs_f64(random.f64() * 12.0));
                 session.signal(Signal::SIGKILL);
-                let written = session.end_write(&load);
+                let rest = session.end_write(&load);
+                written.acknowledged.extend(rest.acknowledged);
+                written.failed.extend(rest.failed);
                 assert!(session.wait(Duration::from_secs(10)).is_none());
                 written
             }

@@ -258,16 +258,20 @@ impl Database {
         }
         let now = BootTime::now();
         self.shared.note_commit(now);
+        let durability = *self.durability.read();
+        if durability == Durability::Strict {
+            // The bucket had it before SQLite published it, whoever has the lease by now.
+            return Ok(());
+        }
         if !self.has_right() {
             // The commit is in the WAL; whether it has a place in the log is known once the lease is.
             self.resume_right().inspect_err(|e| self.poison(e))?;
         }
-        match *self.durability.read() {
+        match durability {
             Durability::Background => {
                 self.call_uploader(Instant::now() + self.until_due(now).max(GATHER));
                 Ok(())
             }
-            // The bucket had it before SQLite published it.
             Durability::Strict => Ok(()),
             Durability::Commit => self.wait_until_durable(self.commit_timeout()).inspect_err(|e| {
                 self.note_error(e);
