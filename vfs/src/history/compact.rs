@@ -55,7 +55,12 @@ impl Compactor<'_> {
         }
         let row = Row {
             name,
-            meta: Meta { generation: crate::store::Generation(0), size: bytes.len() as u64, created: None, crc32c: None },
+            meta: Meta {
+                generation: crate::store::Generation(0),
+                size: bytes.len() as u64,
+                created: None,
+                crc32c: None,
+            },
             timestamp_ms,
         };
         let crc32c = crc32c::crc32c(&bytes);

@@ -25,7 +25,6 @@ mod retain;
 mod source;
 mod spool;
 
-
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -112,7 +111,10 @@ pub struct Historian {
 
 impl std::fmt::Debug for Historian {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Historian").field("replica", &self.replica).field("policy", &self.policy).finish_non_exhaustive()
+        f.debug_struct("Historian")
+            .field("replica", &self.replica)
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
     }
 }
 

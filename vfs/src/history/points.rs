@@ -25,7 +25,8 @@ pub struct Point {
 
 /// The points of a listing, oldest first.
 pub fn points(rows: &[Row]) -> Vec<Point> {
-    let mut rows: Vec<&Row> = rows.iter().filter(|row| row.name.level < SNAPSHOT_LEVEL || row.name.is_snapshot()).collect();
+    let mut rows: Vec<&Row> =
+        rows.iter().filter(|row| row.name.level < SNAPSHOT_LEVEL || row.name.is_snapshot()).collect();
     rows.sort_by_key(|row| (row.name.max, row.name.level));
     let mut points: Vec<Point> = Vec::new();
     // What the objects so far cover: disjoint ranges with holes between them, ascending.

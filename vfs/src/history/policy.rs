@@ -266,8 +266,7 @@ impl Policy {
         let points = points(rows);
         // A state is no older than its delta, whatever the writer's clock said.
         let deltas = rows.iter().filter(|row| row.name.level == 0);
-        let written: BTreeMap<TxId, i64> =
-            deltas.filter_map(|row| Some((row.name.max, row.meta.created?.0))).collect();
+        let written: BTreeMap<TxId, i64> = deltas.filter_map(|row| Some((row.name.max, row.meta.created?.0))).collect();
         let age = |at: usize| {
             let Point { txid, timestamp_ms, .. } = points[at];
             now.0.saturating_sub(written.get(&txid).map_or(timestamp_ms, |&written| timestamp_ms.max(written)))

@@ -26,7 +26,8 @@ fn a_point_is_what_there_is_a_plan_for() {
             rows.push(new);
         }
         let listed: Vec<Listed> = rows.iter().map(Row::listed).collect();
-        let planned = |txid: &u64| matches!(plan(&listed, Some(TxId(*txid))), Ok(Some(chain)) if chain.txid().0 == *txid);
+        let planned =
+            |txid: &u64| matches!(plan(&listed, Some(TxId(*txid))), Ok(Some(chain)) if chain.txid().0 == *txid);
         let expected: Vec<u64> = (1..=12).filter(planned).collect();
         let found: Vec<u64> = points(&rows).iter().map(|point| point.txid.0).collect();
         assert_eq!(found, expected, "{rows:?}");
