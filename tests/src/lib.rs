@@ -5,7 +5,9 @@
 //! A missing component is an error that names `make setup`, never a skipped test.
 
 pub mod emulator;
+pub mod faulty_vfs;
 pub mod host;
 pub mod litestream;
+pub mod peer;
 pub mod proxy;
 pub mod shell;

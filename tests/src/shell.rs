@@ -179,6 +179,11 @@ impl Program {
         self
     }
 
+    /// The command itself, with pipes for its input and output, for a program that is talked to while it runs.
+    pub fn into_command(self) -> Command {
+        self.command
+    }
+
     /// Runs it to its end.
     pub fn run(self) -> Finished {
         self.start().finish()

@@ -95,6 +95,8 @@ impl Capture {
                 self.saved.append(end, &span.frames(&file, &self.name()), span.first, serial, span.pages)?;
             position = span.reached(checksum, serial);
             shared.set_saved_bytes(end);
+        } else if !position.closed && position.frames > 0 {
+            self.saved.close_generation(&position)?;
         }
         position.closed = true;
         shared.set_position(&position);
@@ -204,6 +206,7 @@ impl Capture {
             }
             _ => self.forget_saved(shared)?,
         }
+        position.closed |= self.saved.is_closed(&position);
         shared.set_position(&position);
         Ok(position)
     }
