@@ -6,6 +6,7 @@
 
 mod adopt;
 mod exclusive;
+pub(crate) mod forked;
 mod open;
 mod status;
 mod strict;
@@ -23,8 +24,8 @@ use self::exclusive::ExclusiveWal;
 use crate::apply::index::IndexWriter;
 use crate::apply::{Applier, Outcome};
 use crate::cache::file::CacheFile;
-use crate::capture::Capture;
 use crate::capture::index::{self, Committed};
+use crate::capture::{self, Capture};
 use crate::config::{Config, Durability};
 use crate::delta::Decoder;
 use crate::error::{Error, ErrorKind, Result};
@@ -34,6 +35,7 @@ use crate::local::shared::{BootTime, Shared};
 use crate::log;
 use crate::outbox::Outbox;
 use crate::page::PageSize;
+use crate::per_process;
 use crate::protocol::ObjectId;
 use crate::replica::names::Replica;
 use crate::upload::pump::{self, Turn};
@@ -112,6 +114,8 @@ pub(crate) struct Database {
     pub(crate) lease_lane: HostMutex<()>,
     pub(crate) state_lock: HostMutex<()>,
     nonce: u64,
+    /// Which process made it, counted in forks.
+    generation: u32,
     /// Held for the whole life: shared with the other processes that have the database open.
     members: std::fs::File,
     index: Mutex<Option<Arc<dyn WalIndex>>>,
@@ -149,6 +153,7 @@ impl Database {
         let database = Arc::new(open::open(&request)?);
         // The cell is new, so this is the one time that it is set.
         let _ = database.me.set(Arc::downgrade(&database));
+        forked::EVER_OPENED.store(true, Ordering::Relaxed);
         waiting::remember(&database);
         // What an earlier process left is sent without waiting for a commit.
         database.call_uploader(Instant::now());
@@ -184,21 +189,25 @@ impl Database {
     /// xRead(main): runs `base`, which reads these bytes of the main file through the base VFS, with every page
     /// of the range present before and still valid after. `base` may run more than once. Returns the code of the last run.
     pub(crate) fn read(&self, range: Range<u64>, base: &mut dyn FnMut() -> i32) -> Result<i32> {
+        self.check_process()?;
         self.cache.read(range, base).inspect_err(|e| self.note_error(e))
     }
 
     /// xWrite(main), only ever called by a checkpoint: runs `base`, which writes these bytes, and marks the pages as present.
     pub(crate) fn write(&self, range: Range<u64>, base: &mut dyn FnMut() -> i32) -> Result<i32> {
+        self.check_process()?;
         self.cache.write(range, base)
     }
 
     /// xTruncate(main): runs `base` and forgets the pages beyond `size_bytes`.
     pub(crate) fn truncate(&self, size_bytes: u64, base: &mut dyn FnMut() -> i32) -> Result<i32> {
+        self.check_process()?;
         self.cache.truncate(size_bytes, base)
     }
 
     /// Before a writer takes the WAL's WRITE lock (READ lock held, no other). Refuses with Busy or Fenced.
     pub(crate) fn before_write_lock(&self) -> Result<()> {
+        self.check_process()?;
         self.ensure_right()?;
         self.shared.note_lease_used(BootTime::now());
         *self.exclusive.lock() = ExclusiveWal::default();
@@ -208,6 +217,9 @@ impl Database {
     /// The WAL's WRITE lock is about to be let go by a writer. Returns the committed end that COMMIT_PHASETWO of
     /// the same connection then waits for.
     pub(crate) fn committed_end(&self) -> Option<WalEnd> {
+        if self.is_inherited() {
+            return None;
+        }
         self.committed().map(|c| WalEnd { salts: c.salts, frames: c.frames })
     }
 
@@ -220,6 +232,7 @@ impl Database {
     /// Before a write into the WAL file. A header (offset 0) ends the generation that the file holds; a frame header is
     /// remembered for connections that have no shared wal-index. `exclusive`: this connection makes no xShmLock calls.
     fn before_wal_write(&self, offset: u64, bytes: &[u8], exclusive: bool) -> Result<()> {
+        self.check_process()?;
         if exclusive {
             self.ensure_right()?;
         } else if exclusive::commit_in(offset, bytes, self.page_size).is_some() && !self.has_right() {
@@ -244,6 +257,7 @@ impl Database {
     /// connection holds no shared index (locking_mode=EXCLUSIVE: the end is the last commit frame it wrote) or
     /// committed nothing. Waits as the durability asks.
     pub(crate) fn commit_phase_two(&self, end: Option<WalEnd>, exclusive: bool) -> Result<()> {
+        self.check_process()?;
         if exclusive {
             self.exclusive.lock().committed();
         } else if end.is_none() {
@@ -270,13 +284,26 @@ impl Database {
     }
 
     /// Before xLock(EXCLUSIVE) goes to the base VFS: captures what is committed. The shim lets go of its own handle after this.
+    ///
+    /// # Errors
+    /// Busy when another process has the database open, whether or not it holds a lock of SQLite's: a connection that a forked
+    /// child has opened beside an inherited one holds none, and the WAL must not be deleted under it.
     pub(crate) fn before_exclusive(&self) -> Result<()> {
-        self.save_captured(CAPTURE_WAIT)
+        self.save_captured(CAPTURE_WAIT)?;
+        if !locks::set(&self.members, LockByte::Members, Mode::Exclusive)? {
+            let message = format!("{}: another process has it open", self.layout.main().display());
+            return Err(Error::new(ErrorKind::Busy, message));
+        }
+        locks::set(&self.members, LockByte::Members, Mode::Shared)?;
+        Ok(())
     }
 
     /// After the last connection of this process closed the main file: uploads what is committed, with a deadline,
     /// and lets go of every lock and file. What could not be sent is logged and kept on disk.
     pub(crate) fn close(&self) {
+        if self.is_inherited() {
+            return;
+        }
         match self.flush(DURABLE_WAIT) {
             Err(e) => self.report_unsent(&e),
             Ok(_) => {
@@ -320,6 +347,7 @@ impl Database {
                     None => break,
                     Some(bytes) => match index::parse(&bytes) {
                         Some(committed) => return Some(committed),
+                        None if index::is_empty(&bytes) => return self.committed_unrecovered(&*index),
                         None => std::hint::spin_loop(),
                     },
                 }
@@ -328,8 +356,26 @@ impl Database {
         self.exclusive.lock().end()
     }
 
+    /// What is committed in a WAL that was left by killed processes, and that nobody has read since: the wal-index is empty. It
+    /// is what recovery will find, as long as that is kept out.
+    fn committed_unrecovered(&self, index: &dyn WalIndex) -> Option<Committed> {
+        if !index.lock_write() {
+            return None;
+        }
+        let committed = match index.bytes() {
+            Some(bytes) if index::is_empty(&bytes) => {
+                capture::committed_in_file(&self.layout).inspect_err(|e| self.note_error(e)).ok().flatten()
+            }
+            Some(bytes) => index::parse(&bytes),
+            None => None,
+        };
+        index.unlock_write();
+        committed
+    }
+
     /// Saves everything committed, so that the WAL may go.
     fn save_captured(&self, limit: Duration) -> Result<()> {
+        self.check_process()?;
         let mut capture = self.capture.lock_within(limit, "the capture lock")?;
         let committed = match self.committed() {
             Some(committed) => Some(committed),
@@ -427,6 +473,8 @@ pub(crate) fn close_all_at_exit() {
     }
 }
 
-/// In a forked child: forgets the parent's databases and its background threads. Takes no lock, because another
+/// In a forked child, before anything else there: begins with no databases and no threads. Takes no lock, because another
 /// thread of the parent may have held it.
-pub(crate) fn after_fork_in_child() {}
+pub(crate) fn after_fork_in_child() {
+    per_process::begin_in_child();
+}

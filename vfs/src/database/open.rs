@@ -142,6 +142,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         cache,
         capture: HostMutex::new(&lock, LockByte::Capture, Capture::open(&opening.layout, &opening.outbox)?)?,
         nonce: state.protocol.nonce.0,
+        generation: crate::per_process::generation(),
         uploader: HostMutex::new(&lock, LockByte::Upload, ())?,
         lease_lane: HostMutex::new(&lock, LockByte::Lease, ())?,
         state_lock: HostMutex::new(&lock, LockByte::State, ())?,

@@ -17,6 +17,9 @@ impl Database {
         if !name.starts_with("gcs_") {
             return None;
         }
+        if let Err(inherited) = self.check_process() {
+            return Some(Err(inherited));
+        }
         let refuse = |message: String| Err(Error::new(ErrorKind::Configuration, message));
         Some(match (name.as_str(), argument) {
             ("gcs_status", None) => Ok(self.status()),
