@@ -5,7 +5,7 @@
 //! A missing component is an error that names `make setup`, never a skipped test.
 
 pub mod emulator;
-pub mod host;
 pub mod litestream;
+pub mod machine;
 pub mod proxy;
 pub mod shell;

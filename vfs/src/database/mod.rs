@@ -277,8 +277,15 @@ impl Database {
     /// After the last connection of this process closed the main file: uploads what is committed, with a deadline,
     /// and lets go of every lock and file. What could not be sent is logged and kept on disk.
     pub(crate) fn close(&self) {
+        waiting::forget(self);
         match self.flush(DURABLE_WAIT) {
-            Err(e) => self.report_unsent(&e),
+            Err(e) => {
+                // What only the WAL holds so far is counted, and kept, with the rest.
+                if let Err(e) = self.save_captured(RESET_WAIT) {
+                    self.note_error(&e);
+                }
+                self.report_unsent(&e);
+            }
             Ok(_) => {
                 if let Err(e) = self.leave() {
                     self.note_error(&e);

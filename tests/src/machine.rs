@@ -1,6 +1,6 @@
 //! One machine with one bucket: databases opened in this process, and what is left of them when the machine is lost.
 //!
-//! A [`Host`] owns its local files and its bucket, a directory. The bucket's state is judged by `litestream restore`
+//! A [`Machine`] owns its local files and its bucket, a directory. The bucket's state is judged by `litestream restore`
 //! and by looking at the objects' names, never by this project's own reader.
 
 use std::path::{Path, PathBuf};
@@ -17,32 +17,32 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// A machine and its bucket; both go when it is dropped.
 #[derive(Debug)]
-pub struct Host {
+pub struct Machine {
     scratch: Scratch,
     bucket: String,
     endpoint: Option<String>,
 }
 
-impl Host {
+impl Machine {
     /// With a local directory as the bucket.
-    pub fn new() -> Host {
+    pub fn new() -> Machine {
         let scratch = Scratch::new();
         let bucket = scratch.bucket();
-        Host::with(scratch, bucket, None)
+        Machine::with(scratch, bucket, None)
     }
 
     /// With a bucket of the emulator that `STORAGE_EMULATOR_HOST` of this process names.
     ///
     /// # Panics
     /// If that is not set.
-    pub fn on_emulator(bucket: &str) -> Host {
+    pub fn on_emulator(bucket: &str) -> Machine {
         let endpoint = std::env::var("STORAGE_EMULATOR_HOST").expect("STORAGE_EMULATOR_HOST");
-        Host::with(Scratch::new(), bucket.to_owned(), Some(endpoint))
+        Machine::with(Scratch::new(), bucket.to_owned(), Some(endpoint))
     }
 
-    fn with(scratch: Scratch, bucket: String, endpoint: Option<String>) -> Host {
+    fn with(scratch: Scratch, bucket: String, endpoint: Option<String>) -> Machine {
         sqlite_gcs::register().expect("the VFS");
-        Host { scratch, bucket, endpoint }
+        Machine { scratch, bucket, endpoint }
     }
 
     /// The path of something on the machine.
@@ -114,9 +114,9 @@ impl Host {
     }
 }
 
-impl Default for Host {
+impl Default for Machine {
     fn default() -> Self {
-        Host::new()
+        Machine::new()
     }
 }
 
@@ -139,7 +139,7 @@ pub fn requests(db: &Connection) -> u64 {
     ["get", "put", "list", "delete"].iter().map(|kind| status["requests"][kind].as_u64().expect("a number")).sum()
 }
 
-/// All pages of the database as SQLite reads them, one after the other.
+/// All pages of the database as SQLite reads them, one after the other. A page that cannot be read is all zeros.
 #[track_caller]
 pub fn pages(db: &mut Connection) -> Vec<u8> {
     db.serialize("main").expect("a database that can be read").to_vec()
