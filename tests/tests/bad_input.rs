@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 use sqlite_gcs::delta::PageIndex;
-use sqlite_gcs_tests::machine::{Machine, difference, one, pages, status, wait_until_durable};
+use sqlite_gcs_tests::host::{Host, difference, one, pages, status, wait_until_durable};
 use sqlite_gcs_tests::shell::{Finished, Program};
 
 const NAME: &str = "app.db";
@@ -36,23 +36,23 @@ fn refused(done: &Finished, names: &[&str]) {
 }
 
 /// A database of five deltas; the pages as they are at the end.
-fn five_deltas(machine: &Machine) -> Vec<u8> {
-    let mut db = machine.open(NAME, "&flush_interval=1h");
+fn five_deltas(host: &Host) -> Vec<u8> {
+    let mut db = host.open(NAME, "&flush_interval=1h");
     run(&db, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)");
     for n in 0..4 {
         run(&db, &format!("INSERT INTO t VALUES ({n}, printf('%09000d', {n}))"));
         one::<String>(&db, "PRAGMA gcs_flush");
     }
-    assert!(machine.deltas(NAME).len() >= 5);
+    assert!(host.deltas(NAME).len() >= 5);
     let live = pages(&mut db);
     drop(db);
-    machine.lose(NAME);
+    host.lose(NAME);
     live
 }
 
 #[test]
 fn a_bad_value_of_a_setting_is_refused_by_name_from_the_uri_and_from_the_environment() {
-    let machine = Machine::new();
+    let host = Host::new();
     for (setting, value, accepted) in [
         ("durability", "maybe", "strict"),
         ("flush_interval", "fast", "500ms"),
@@ -63,41 +63,52 @@ fn a_bad_value_of_a_setting_is_refused_by_name_from_the_uri_and_from_the_environ
         ("lease_ttl", "11m", "5s to 10m"),
         ("sigterm", "yes", "flush"),
     ] {
-        let uri = machine.uri(NAME, "");
+        let uri = host.uri(NAME, "");
         let wrong = python(&format!("{uri}&{setting}={value}"), "CREATE TABLE t(a)").run();
         refused(&wrong, &[setting, accepted]);
         let variable = format!("SQLITE_GCS_{}", setting.to_uppercase());
         refused(&python(&uri, "CREATE TABLE t(a)").env(&variable, value).run(), &[setting, accepted]);
     }
-    refused(&python(&machine.uri(NAME, "&flush_intervall=1s"), "SELECT 1").run(), &["flush_intervall", "flush_interval"]);
-    assert!(!machine.path(NAME).exists() && !machine.path("app.db-gcs").exists(), "nothing is made by a refused open");
+    refused(&python(&host.uri(NAME, "&flush_intervall=1s"), "SELECT 1").run(), &["flush_intervall", "flush_interval"]);
+    assert!(!host.path(NAME).exists() && !host.path("app.db-gcs").exists(), "nothing is made by a refused open");
 }
 
 #[test]
 fn a_bad_bucket_url_is_refused_with_the_accepted_forms() {
-    let machine = Machine::new();
-    let file = machine.path(NAME);
-    for bucket in ["tbkt", "s3://tbkt", "gs://", "gs://UPPER", "gs://a/../b", "gs://abc//d", "file://relative/dir", "file:///", "gs://abc/%252e%252e", "file:///tmp/../etc"] {
+    let host = Host::new();
+    let file = host.path(NAME);
+    for bucket in [
+        "tbkt",
+        "s3://tbkt",
+        "gs://",
+        "gs://UPPER",
+        "gs://a/../b",
+        "gs://abc//d",
+        "file://relative/dir",
+        "file:///",
+        "gs://abc/%252e%252e",
+        "file:///tmp/../etc",
+    ] {
         let uri = format!("file:{}?vfs=gcs&bucket={bucket}", file.display());
         refused(&python(&uri, "CREATE TABLE t(a)").run(), &["bucket URL", "accepted are gs://bucket"]);
     }
-    assert!(!file.exists() && !machine.path("app.db-gcs").exists(), "nothing is made by a refused open");
+    assert!(!file.exists() && !host.path("app.db-gcs").exists(), "nothing is made by a refused open");
 }
 
 #[test]
 fn a_bucket_directory_that_is_not_there_is_named_and_not_made() {
-    let machine = Machine::new();
-    let missing = machine.path("not-mounted");
-    let uri = format!("file:{}?vfs=gcs&bucket=file://{}", machine.path(NAME).display(), missing.display());
+    let host = Host::new();
+    let missing = host.path("not-mounted");
+    let uri = format!("file:{}?vfs=gcs&bucket=file://{}", host.path(NAME).display(), missing.display());
     refused(&python(&uri, "CREATE TABLE t(a)").run(), &["not-mounted"]);
-    assert!(!missing.exists() && !machine.path(NAME).exists());
+    assert!(!missing.exists() && !host.path(NAME).exists());
     std::fs::create_dir(&missing).expect("mounted now");
     assert_eq!(python(&uri, "CREATE TABLE t(a)").run().expect_success(), "[]");
 }
 
 #[test]
 fn unusual_names_of_databases_stay_within_their_own_folder_of_the_bucket() {
-    let machine = Machine::new();
+    let host = Host::new();
     for (in_uri, name) in [
         ("a%20b.db", "a b.db"),
         ("%C3%A4%E2%82%AC.db", "ä€.db"),
@@ -108,15 +119,15 @@ fn unusual_names_of_databases_stay_within_their_own_folder_of_the_bucket() {
         ("x.ltx", "x.ltx"),
         ("ltx", "ltx"),
     ] {
-        let uri = format!("file:{}?vfs=gcs&bucket={}", machine.path(in_uri).display(), machine.bucket());
+        let uri = format!("file:{}?vfs=gcs&bucket={}", host.path(in_uri).display(), host.bucket());
         let mut db = Connection::open(&uri).unwrap_or_else(|error| panic!("{name}: {error}"));
         run(&db, "CREATE TABLE t(a); INSERT INTO t VALUES (1)");
         let live = pages(&mut db);
         drop(db);
-        assert!(machine.objects(name).join("ltx/0").is_dir(), "{name}");
+        assert!(host.objects(name).join("ltx/0").is_dir(), "{name}");
         // Litestream takes a URL, too.
-        assert_eq!(difference(&machine.restored(in_uri), &live), None, "{name}");
-        machine.lose(name);
+        assert_eq!(difference(&host.restored(in_uri), &live), None, "{name}");
+        host.lose(name);
         let mut cold = Connection::open(&uri).expect("a cold open");
         assert_eq!(difference(&pages(&mut cold), &live), None, "{name}");
     }
@@ -124,40 +135,40 @@ fn unusual_names_of_databases_stay_within_their_own_folder_of_the_bucket() {
 
 #[test]
 fn names_that_would_leave_the_folder_or_hide_in_it_are_refused() {
-    let machine = Machine::new();
+    let host = Host::new();
     for name in ["a%0Ab.db", "a%01.db"] {
-        let uri = format!("file:{}?vfs=gcs&bucket={}", machine.path(name).display(), machine.bucket());
+        let uri = format!("file:{}?vfs=gcs&bucket={}", host.path(name).display(), host.bucket());
         refused(&python(&uri, "CREATE TABLE t(a)").run(), &["opening"]);
     }
     // The folder of a directory bucket's own.
-    refused(&python(&machine.uri(".sqlite-gcs", ""), "CREATE TABLE t(a)").run(), &["not free for objects"]);
-    machine.lose(".sqlite-gcs");
+    refused(&python(&host.uri(".sqlite-gcs", ""), "CREATE TABLE t(a)").run(), &["not free for objects"]);
+    host.lose(".sqlite-gcs");
     // A folder, whatever it is called.
-    std::fs::create_dir(machine.path("folder")).expect("a folder");
+    std::fs::create_dir(host.path("folder")).expect("a folder");
     for name in ["folder", "folder/..", "."] {
-        let uri = format!("file:{}?vfs=gcs&bucket={}", machine.path(name).display(), machine.bucket());
+        let uri = format!("file:{}?vfs=gcs&bucket={}", host.path(name).display(), host.bucket());
         refused(&python(&uri, "CREATE TABLE t(a)").run(), &[]);
     }
-    assert_eq!(std::fs::read_dir(machine.path("bucket")).expect("the bucket").count(), 0, "no object is made");
+    assert_eq!(std::fs::read_dir(host.path("bucket")).expect("the bucket").count(), 0, "no object is made");
 }
 
 #[test]
 fn a_path_with_dots_and_links_leads_to_the_one_database() {
-    let machine = Machine::new();
-    std::fs::create_dir(machine.path("folder")).expect("a folder");
-    run(&machine.open(NAME, ""), "CREATE TABLE t(a); INSERT INTO t VALUES (1)");
-    std::os::unix::fs::symlink(machine.path(NAME), machine.path("link.db")).expect("a link");
+    let host = Host::new();
+    std::fs::create_dir(host.path("folder")).expect("a folder");
+    run(&host.open(NAME, ""), "CREATE TABLE t(a); INSERT INTO t VALUES (1)");
+    std::os::unix::fs::symlink(host.path(NAME), host.path("link.db")).expect("a link");
     for name in ["folder/../app.db", "./app.db", "link.db"] {
-        let db = machine.open(name, "");
+        let db = host.open(name, "");
         assert_eq!(one::<i64>(&db, "SELECT sum(a) FROM t"), 1, "{name}");
-        assert_eq!(status(&db)["replica"], machine.replica(NAME).as_str(), "{name}");
+        assert_eq!(status(&db)["replica"], host.replica(NAME).as_str(), "{name}");
     }
 }
 
 /// The delta that holds the newest image of most pages.
-fn some_delta(machine: &Machine) -> PathBuf {
-    let deltas = machine.deltas(NAME);
-    machine.objects(NAME).join("ltx/0").join(&deltas[deltas.len() - 2])
+fn some_delta(host: &Host) -> PathBuf {
+    let deltas = host.deltas(NAME);
+    host.objects(NAME).join("ltx/0").join(&deltas[deltas.len() - 2])
 }
 
 #[test]
@@ -181,9 +192,9 @@ fn a_corrupt_object_is_named_with_its_field_and_the_rest_is_unharmed() {
         ("truncated", "", |b| b.truncate(b.len() / 2)),
         ("empty", "", Vec::clear),
     ];
-    let machine = Machine::new();
-    let live = five_deltas(&machine);
-    let delta = some_delta(&machine);
+    let host = Host::new();
+    let live = five_deltas(&host);
+    let delta = some_delta(&host);
     let name = delta.file_name().expect("a name").to_string_lossy().into_owned();
     let whole = std::fs::read(&delta).expect("the delta");
     for (what, field, damage) in cases {
@@ -191,19 +202,19 @@ fn a_corrupt_object_is_named_with_its_field_and_the_rest_is_unharmed() {
         damage(&mut bytes);
         assert_ne!(bytes, whole, "{what}");
         std::fs::write(&delta, &bytes).expect("damaged");
-        let done = python(&machine.uri(NAME, ""), "SELECT sum(length(b)) FROM t").run();
+        let done = python(&host.uri(NAME, ""), "SELECT sum(length(b)) FROM t").run();
         refused(&done, &[&name, field]);
-        machine.lose(NAME);
+        host.lose(NAME);
     }
     std::fs::write(&delta, &whole).expect("put right");
-    assert_eq!(difference(&pages(&mut machine.open(NAME, "")), &live), None);
+    assert_eq!(difference(&pages(&mut host.open(NAME, "")), &live), None);
 }
 
 #[test]
 fn a_corrupt_page_in_an_object_is_an_error_of_the_read_that_needs_it() {
-    let machine = Machine::new();
-    let live = five_deltas(&machine);
-    let delta = some_delta(&machine);
+    let host = Host::new();
+    let live = five_deltas(&host);
+    let delta = some_delta(&host);
     let name = delta.file_name().expect("a name").to_string_lossy().into_owned();
     let whole = std::fs::read(&delta).expect("the delta");
     // With its times as they were it is the same object, that was damaged where it lies.
@@ -215,78 +226,82 @@ fn a_corrupt_page_in_an_object_is_an_error_of_the_read_that_needs_it() {
     // The last page, which no later delta has: page number, flags, length, then LZ4.
     let index = PageIndex::decode(&whole, whole.len() as u64).expect("an index").into_entries();
     let frame = index.last().expect("a page").offset as usize;
-    for (what, at, field) in [("page number", 1, "page number"), ("flags", 5, "flags"), ("length", 6, "length"), ("page", 14, "page")] {
+    for (what, at, field) in
+        [("page number", 1, "page number"), ("flags", 5, "flags"), ("length", 6, "length"), ("page", 14, "page")]
+    {
         let at = frame + at;
         let mut bytes = whole.clone();
         bytes[at..at + 3].fill(0xee);
         write(&bytes);
-        let done = python(&machine.uri(NAME, ""), "SELECT sum(length(b)) FROM t").run();
+        let done = python(&host.uri(NAME, ""), "SELECT sum(length(b)) FROM t").run();
         refused(&done, &[&name, field]);
         assert!(done.stdout.contains("error") && !done.stdout.contains("[("), "{what}: {done}");
         // The application has been told; nothing of it may have come into the cache.
         write(&whole);
-        assert_eq!(difference(&pages(&mut machine.open(NAME, "")), &live), None, "{what}");
-        machine.lose(NAME);
+        assert_eq!(difference(&pages(&mut host.open(NAME, "")), &live), None, "{what}");
+        host.lose(NAME);
     }
 }
 
 #[test]
 fn a_gap_in_the_log_is_refused_and_named_and_healed_by_the_missing_object() {
-    let machine = Machine::new();
-    let live = five_deltas(&machine);
-    let delta = some_delta(&machine);
-    let (name, aside) = (delta.file_name().expect("a name").to_owned(), machine.path("aside"));
+    let host = Host::new();
+    let live = five_deltas(&host);
+    let delta = some_delta(&host);
+    let (name, aside) = (delta.file_name().expect("a name").to_owned(), host.path("aside"));
     let txid = name.to_string_lossy()[..16].to_owned();
     std::fs::rename(&delta, &aside).expect("moved away");
-    let bucket = machine.deltas(NAME);
+    let bucket = host.deltas(NAME);
     for sql in ["SELECT count(*) FROM t", "CREATE TABLE u(a)"] {
-        refused(&python(&machine.uri(NAME, ""), sql).run(), &[&txid, "gap"]);
+        refused(&python(&host.uri(NAME, ""), sql).run(), &[&txid, "gap"]);
     }
-    assert_eq!(machine.deltas(NAME), bucket, "nothing is appended after a gap");
+    assert_eq!(host.deltas(NAME), bucket, "nothing is appended after a gap");
     std::fs::rename(&aside, &delta).expect("back");
-    assert_eq!(difference(&pages(&mut machine.open(NAME, "")), &live), None);
+    assert_eq!(difference(&pages(&mut host.open(NAME, "")), &live), None);
 }
 
 #[test]
 fn a_log_without_its_beginning_is_refused() {
-    let machine = Machine::new();
-    let live = five_deltas(&machine);
-    let first = machine.objects(NAME).join("ltx/0").join(&machine.deltas(NAME)[0]);
-    std::fs::rename(&first, machine.path("aside")).expect("moved away");
-    refused(&python(&machine.uri(NAME, ""), "CREATE TABLE u(a)").run(), &["0000000000000001"]);
-    std::fs::rename(machine.path("aside"), &first).expect("back");
-    assert_eq!(difference(&pages(&mut machine.open(NAME, "")), &live), None);
+    let host = Host::new();
+    let live = five_deltas(&host);
+    let first = host.objects(NAME).join("ltx/0").join(&host.deltas(NAME)[0]);
+    std::fs::rename(&first, host.path("aside")).expect("moved away");
+    refused(&python(&host.uri(NAME, ""), "CREATE TABLE u(a)").run(), &["0000000000000001"]);
+    std::fs::rename(host.path("aside"), &first).expect("back");
+    assert_eq!(difference(&pages(&mut host.open(NAME, "")), &live), None);
 }
 
 #[test]
 fn stray_objects_in_the_replica_are_nobodys() {
-    let machine = Machine::new();
-    let live = five_deltas(&machine);
-    for stray in ["README", "ltx/0/notes.txt", "ltx/x/0000000000000001-0000000000000001.ltx", "ltx/0/0-1.ltx", "gcs/else@x"] {
-        let path = machine.objects(NAME).join(stray);
+    let host = Host::new();
+    let live = five_deltas(&host);
+    for stray in
+        ["README", "ltx/0/notes.txt", "ltx/x/0000000000000001-0000000000000001.ltx", "ltx/0/0-1.ltx", "gcs/else@x"]
+    {
+        let path = host.objects(NAME).join(stray);
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
         std::fs::write(path, "not ours").expect("written");
     }
-    let mut db = machine.open(NAME, "");
+    let mut db = host.open(NAME, "");
     assert_eq!(difference(&pages(&mut db), &live), None);
     run(&db, "INSERT INTO t VALUES (100, 'more')");
     drop(db);
-    machine.lose(NAME);
-    assert_eq!(one::<i64>(&machine.open(NAME, ""), "SELECT count(*) FROM t"), 5);
+    host.lose(NAME);
+    assert_eq!(one::<i64>(&host.open(NAME, ""), "SELECT count(*) FROM t"), 5);
 }
 
 /// The newest file of the lease: a frame of 24 bytes, no metadata, the JSON.
-fn lease(machine: &Machine) -> PathBuf {
-    let files = std::fs::read_dir(machine.objects(NAME).join("gcs")).expect("the folder").flatten();
+fn lease(host: &Host) -> PathBuf {
+    let files = std::fs::read_dir(host.objects(NAME).join("gcs")).expect("the folder").flatten();
     let leases = files.map(|entry| entry.path()).filter(|path| path.display().to_string().contains("lease@"));
     leases.max().expect("a lease")
 }
 
 #[test]
 fn a_lease_that_cannot_be_read_stops_writers_only_and_is_named() {
-    let machine = Machine::new();
-    let live = five_deltas(&machine);
-    let lease = lease(&machine);
+    let host = Host::new();
+    let live = five_deltas(&host);
+    let lease = lease(&host);
     let whole = std::fs::read(&lease).expect("the lease");
     let mut bytes = whole.clone();
     let json = 24 + u32::from_be_bytes([whole[20], whole[21], whole[22], whole[23]]) as usize;
@@ -294,33 +309,33 @@ fn a_lease_that_cannot_be_read_stops_writers_only_and_is_named() {
     let crc = crc32c::crc32c(&bytes[json..]);
     bytes[16..20].copy_from_slice(&crc.to_be_bytes());
     std::fs::write(&lease, &bytes).expect("damaged");
-    assert_eq!(difference(&pages(&mut machine.open(NAME, "")), &live), None, "reading needs no lease");
-    machine.lose(NAME);
-    refused(&python(&machine.uri(NAME, ""), "INSERT INTO t VALUES (100, 'more')").run(), &["gcs/lease"]);
+    assert_eq!(difference(&pages(&mut host.open(NAME, "")), &live), None, "reading needs no lease");
+    host.lose(NAME);
+    refused(&python(&host.uri(NAME, ""), "INSERT INTO t VALUES (100, 'more')").run(), &["gcs/lease"]);
     std::fs::write(&lease, whole).expect("put right");
-    machine.lose(NAME);
-    run(&machine.open(NAME, ""), "INSERT INTO t VALUES (100, 'more')");
-    machine.lose(NAME);
-    assert_eq!(one::<i64>(&machine.open(NAME, ""), "SELECT count(*) FROM t"), 5);
+    host.lose(NAME);
+    run(&host.open(NAME, ""), "INSERT INTO t VALUES (100, 'more')");
+    host.lose(NAME);
+    assert_eq!(one::<i64>(&host.open(NAME, ""), "SELECT count(*) FROM t"), 5);
 }
 
 #[test]
 fn a_writer_whose_bucket_gives_no_answer_is_told_why_and_does_not_wait_for_ever() {
-    let machine = Machine::new();
-    five_deltas(&machine);
-    let lease = lease(&machine);
+    let host = Host::new();
+    five_deltas(&host);
+    let lease = lease(&host);
     let whole = std::fs::read(&lease).expect("the lease");
     // To the store this may be a read that went wrong: it is tried again.
     std::fs::write(&lease, &whole[..whole.len() - 5]).expect("cut");
-    let uri = machine.uri(NAME, "");
+    let uri = host.uri(NAME, "");
     // Within the program's limit, although the busy handler asks a dozen times in this second.
     refused(&python(&uri, "INSERT INTO t VALUES (100, 'more')").run(), &["gcs/lease", "did not answer in time"]);
 }
 
 #[test]
 fn wrong_pragmas_are_refused_with_a_text_and_change_nothing() {
-    let machine = Machine::new();
-    let db = machine.open(NAME, "");
+    let host = Host::new();
+    let db = host.open(NAME, "");
     run(&db, "CREATE TABLE t(a); INSERT INTO t VALUES (1)");
     for (sql, names) in [
         ("PRAGMA gcs_flsh", ["gcs_flsh", "gcs_flush"]),
@@ -343,8 +358,8 @@ fn wrong_pragmas_are_refused_with_a_text_and_change_nothing() {
     run(&db, "INSERT INTO t VALUES (2)");
     wait_until_durable(&db);
     drop(db);
-    machine.lose(NAME);
-    assert_eq!(one::<i64>(&machine.open(NAME, ""), "SELECT sum(a) FROM t"), 3);
+    host.lose(NAME);
+    assert_eq!(one::<i64>(&host.open(NAME, ""), "SELECT sum(a) FROM t"), 3);
 }
 
 fn local_files(folder: &Path) -> Vec<PathBuf> {
@@ -367,25 +382,25 @@ fn damaged_local_files_cost_requests_and_never_data() {
             std::fs::write(path, vec![0xa5; bytes.len().max(100)]).expect("overwritten");
         }),
     ];
-    let machine = Machine::new();
-    let mut live = five_deltas(&machine);
-    let folder = machine.path("app.db-gcs");
-    drop(pages(&mut machine.open(NAME, "")));
+    let host = Host::new();
+    let mut live = five_deltas(&host);
+    let folder = host.path("app.db-gcs");
+    drop(pages(&mut host.open(NAME, "")));
     let names: Vec<_> = local_files(&folder).iter().map(|p| p.file_name().expect("a name").to_owned()).collect();
     assert!(names.len() >= 4, "{names:?}");
     for name in &names {
         for (what, damage) in damages {
-            machine.lose(NAME);
-            drop(pages(&mut machine.open(NAME, "")));
+            host.lose(NAME);
+            drop(pages(&mut host.open(NAME, "")));
             damage(&folder.join(name));
-            let mut db = machine.open(NAME, "");
+            let mut db = host.open(NAME, "");
             assert_eq!(difference(&pages(&mut db), &live), None, "{name:?} {what}");
             run(&db, "BEGIN; INSERT INTO t VALUES (-1, 1); DELETE FROM t WHERE a = -1; COMMIT");
             assert_eq!(one::<i64>(&db, "SELECT count(*) FROM t"), 4, "{name:?} {what}");
             assert_eq!(one::<String>(&db, "PRAGMA integrity_check"), "ok", "{name:?} {what}");
             live = pages(&mut db);
             drop(db);
-            assert_eq!(difference(&machine.restored(NAME), &live), None, "{name:?} {what}");
+            assert_eq!(difference(&host.restored(NAME), &live), None, "{name:?} {what}");
         }
     }
 }

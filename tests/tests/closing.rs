@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 use sqlite_gcs_tests::emulator::Emulator;
+use sqlite_gcs_tests::host::{Host, difference, one, pages, status};
 use sqlite_gcs_tests::litestream::{self, Point};
-use sqlite_gcs_tests::machine::{Machine, difference, one, pages, status};
 use sqlite_gcs_tests::shell::{Program, Scratch};
 
 const NAME: &str = "app.db";
@@ -19,45 +19,45 @@ fn run(db: &Connection, sql: &str) {
 }
 
 /// How many rows the bucket's `t` has, as litestream restores it.
-fn rows(machine: &Machine) -> i64 {
-    let file = machine.path("judge");
-    std::fs::write(&file, machine.restored(NAME)).expect("written");
+fn rows(host: &Host) -> i64 {
+    let file = host.path("judge");
+    std::fs::write(&file, host.restored(NAME)).expect("written");
     one(&Connection::open(&file).expect("restored"), "SELECT count(*) FROM t")
 }
 
 #[test]
 fn closing_the_last_connection_uploads_what_is_committed_and_not_what_is_not() {
-    let machine = Machine::new();
-    let (first, second) = (machine.open(NAME, LONG), machine.open(NAME, LONG));
+    let host = Host::new();
+    let (first, second) = (host.open(NAME, LONG), host.open(NAME, LONG));
     run(&first, "CREATE TABLE t(a); INSERT INTO t VALUES (1)");
     run(&second, "INSERT INTO t VALUES (2)");
     drop(first);
     run(&second, "INSERT INTO t VALUES (3)");
-    let mut live = machine.open(NAME, LONG);
+    let mut live = host.open(NAME, LONG);
     let committed = pages(&mut live);
     drop(live);
     run(&second, "BEGIN; INSERT INTO t VALUES (4)");
     drop(second);
-    assert_eq!(difference(&machine.restored(NAME), &committed), None);
-    assert_eq!(rows(&machine), 3);
+    assert_eq!(difference(&host.restored(NAME), &committed), None);
+    assert_eq!(rows(&host), 3);
 }
 
 #[test]
 fn a_close_leaves_no_wal_no_outbox_and_no_lease() {
-    let machine = Machine::new();
-    let db = machine.open(NAME, LONG);
+    let host = Host::new();
+    let db = host.open(NAME, LONG);
     run(&db, "CREATE TABLE t(a); INSERT INTO t VALUES (1)");
     drop(db);
-    assert!(!machine.path("app.db-gcswal").exists() && !machine.path("app.db-shm").exists());
-    let outbox = machine.path("app.db-gcs/outbox");
+    assert!(!host.path("app.db-gcswal").exists() && !host.path("app.db-shm").exists());
+    let outbox = host.path("app.db-gcs/outbox");
     let deltas = |folder: &Path| {
         let names = std::fs::read_dir(folder).expect("the outbox").flatten();
         names.filter(|entry| entry.path().extension().is_some_and(|e| e == "ltx")).count()
     };
     assert_eq!(deltas(&outbox), 0);
     // Another machine writes at once: it waits for nobody's lease.
-    machine.lose(NAME);
-    let db = machine.open(NAME, LONG);
+    host.lose(NAME);
+    let db = host.open(NAME, LONG);
     db.busy_timeout(Duration::ZERO).expect("no waiting");
     run(&db, "INSERT INTO t VALUES (2)");
 }
@@ -65,17 +65,17 @@ fn a_close_leaves_no_wal_no_outbox_and_no_lease() {
 /// How a process ends that has committed three rows, the last one just now.
 #[track_caller]
 fn python_ends(end: &str) -> i64 {
-    let machine = Machine::new();
+    let host = Host::new();
     let script = format!(
         "db = connect({:?})\n\
          db.execute('CREATE TABLE t(a)')\n\
          for n in range(3):\n    with db: db.execute('INSERT INTO t VALUES (?)', (n,))\n\
          {end}\n",
-        machine.uri(NAME, LONG)
+        host.uri(NAME, LONG)
     );
     let done = Program::python(&script).run();
     assert!(done.in_time && !done.stderr.contains("panicked"), "{done}");
-    rows(&machine)
+    rows(&host)
 }
 
 #[test]
@@ -90,24 +90,25 @@ fn a_process_that_ends_without_closing_uploads_what_it_committed() {
 #[test]
 fn the_shell_quits_exits_and_ends_its_input_with_everything_uploaded() {
     for end in [".quit\n", ".exit\n", ""] {
-        let machine = Machine::new();
+        let host = Host::new();
         let script = format!("CREATE TABLE t(a);\nINSERT INTO t VALUES (1);\nINSERT INTO t VALUES (2);\n{end}");
-        Program::sqlite3_on(&machine.uri(NAME, LONG), &script).run().expect_success();
-        assert_eq!(rows(&machine), 2, "{end:?}");
+        Program::sqlite3_on(&host.uri(NAME, LONG), &script).run().expect_success();
+        assert_eq!(rows(&host), 2, "{end:?}");
     }
 }
 
 #[test]
 fn a_shell_that_opens_another_database_uploads_the_one_it_leaves() {
-    let machine = Machine::new();
-    let script = "CREATE TABLE t(a);\nINSERT INTO t VALUES (1);\nINSERT INTO t VALUES (2);\n.open :memory:\nSELECT 1;\n";
-    Program::sqlite3_on(&machine.uri(NAME, LONG), script).run().expect_success();
-    assert_eq!(rows(&machine), 2);
+    let host = Host::new();
+    let script =
+        "CREATE TABLE t(a);\nINSERT INTO t VALUES (1);\nINSERT INTO t VALUES (2);\n.open :memory:\nSELECT 1;\n";
+    Program::sqlite3_on(&host.uri(NAME, LONG), script).run().expect_success();
+    assert_eq!(rows(&host), 2);
 }
 
 #[test]
 fn a_killed_process_leaves_its_commits_to_the_next_open() {
-    let machine = Machine::new();
+    let host = Host::new();
     let script = format!(
         "import os, signal\n\
          db = connect({:?}, isolation_level=None)\n\
@@ -115,15 +116,15 @@ fn a_killed_process_leaves_its_commits_to_the_next_open() {
          db.execute('PRAGMA gcs_flush').fetchall()\n\
          for n in range(3): db.execute('INSERT INTO t VALUES (?)', (n,))\n\
          os.kill(os.getpid(), signal.SIGKILL)\n",
-        machine.uri(NAME, LONG)
+        host.uri(NAME, LONG)
     );
     let killed = Program::python(&script).run();
     assert!(!killed.succeeded(), "{killed}");
-    assert_eq!(rows(&machine), 0);
-    let db = machine.open(NAME, LONG);
+    assert_eq!(rows(&host), 0);
+    let db = host.open(NAME, LONG);
     assert_eq!(one::<i64>(&db, "SELECT count(*) FROM t"), 3);
     drop(db);
-    assert_eq!(rows(&machine), 3);
+    assert_eq!(rows(&host), 3);
 }
 
 #[test]
@@ -150,7 +151,7 @@ fn with_the_bucket_gone_a_close_says_how_much_is_kept_and_where_and_the_next_ope
     )
     .directory(scratch.path())
     .start();
-    sqlite_gcs_tests::machine::wait_until("the first flush", || scratch.join("flushed").exists());
+    sqlite_gcs_tests::host::wait_until("the first flush", || scratch.join("flushed").exists());
     emulator.stop();
     std::fs::write(scratch.join("stopped"), "").expect("written");
     let done = writing.finish();
@@ -160,7 +161,11 @@ fn with_the_bucket_gone_a_close_says_how_much_is_kept_and_where_and_the_next_ope
         assert!(done.stderr.contains(said), "{said}: {done}");
     }
     assert!(!done.stderr.contains("closed with 0 bytes"), "{done}");
-    assert_eq!(done.stderr.matches("not uploaded").count(), 1, "a close that failed is not tried again at exit: {done}");
+    assert_eq!(
+        done.stderr.matches("not uploaded").count(),
+        1,
+        "a close that failed is not tried again at exit: {done}"
+    );
     emulator.restart();
     let again = python("print(db.execute('SELECT count(*) FROM t').fetchone()[0])\ndb.close()\n").run();
     assert_eq!(again.expect_success(), "3");
@@ -172,8 +177,8 @@ fn with_the_bucket_gone_a_close_says_how_much_is_kept_and_where_and_the_next_ope
 
 #[test]
 fn a_status_before_and_after_a_flush_tells_what_is_not_uploaded() {
-    let machine = Machine::new();
-    let db = machine.open(NAME, LONG);
+    let host = Host::new();
+    let db = host.open(NAME, LONG);
     run(&db, "CREATE TABLE t(a)");
     one::<String>(&db, "PRAGMA gcs_flush");
     run(&db, "INSERT INTO t VALUES (1)");

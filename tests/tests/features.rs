@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rusqlite::Connection;
-use sqlite_gcs_tests::machine::{Machine, difference, one, pages, status};
+use sqlite_gcs_tests::host::{Host, difference, one, pages, status};
 use sqlite_gcs_tests::litestream::{Point, restore_at};
 
 const NAME: &str = "app.db";
@@ -25,21 +25,21 @@ fn fill(from: u32, rows: u32, bytes: u32) -> String {
 
 /// Closes the database, loses the machine, and finds the same pages on a new one and by litestream.
 #[track_caller]
-fn survives(machine: &Machine, name: &str, mut db: Connection) -> Connection {
+fn survives(host: &Host, name: &str, mut db: Connection) -> Connection {
     assert_eq!(one::<String>(&db, "PRAGMA integrity_check"), "ok");
     let live = pages(&mut db);
     drop(db);
-    machine.lose(name);
-    let mut cold = machine.open(name, "");
+    host.lose(name);
+    let mut cold = host.open(name, "");
     assert_eq!(difference(&pages(&mut cold), &live), None, "cold open");
-    assert_eq!(difference(&machine.restored(name), &live), None, "litestream restore");
+    assert_eq!(difference(&host.restored(name), &live), None, "litestream restore");
     cold
 }
 
 #[test]
 fn what_is_rolled_back_is_nowhere_and_what_is_released_is_kept() {
-    let machine = Machine::new();
-    let db = machine.open(NAME, "");
+    let host = Host::new();
+    let db = host.open(NAME, "");
     run(&db, "CREATE TABLE t(a, b); INSERT INTO t VALUES (1, 'kept')");
     run(&db, "BEGIN; INSERT INTO t VALUES (2, 'gone'); ROLLBACK");
     run(
@@ -47,16 +47,16 @@ fn what_is_rolled_back_is_nowhere_and_what_is_released_is_kept() {
         "BEGIN; INSERT INTO t VALUES (3, 'kept'); SAVEPOINT s; INSERT INTO t VALUES (4, 'gone'); SAVEPOINT r; \
          INSERT INTO t VALUES (5, 'gone'); RELEASE r; ROLLBACK TO s; INSERT INTO t VALUES (6, 'kept'); RELEASE s; COMMIT",
     );
-    let cold = survives(&machine, NAME, db);
+    let cold = survives(&host, NAME, db);
     assert_eq!(one::<String>(&cold, "SELECT group_concat(a || b) FROM t"), "1kept,3kept,6kept");
 }
 
 #[test]
 fn spilled_transactions_are_taken_whole_or_not_at_all() {
-    let machine = Machine::new();
-    let db = machine.open(NAME, "&flush_interval=0");
+    let host = Host::new();
+    let db = host.open(NAME, "&flush_interval=0");
     run(&db, "PRAGMA cache_size=5; CREATE TABLE t(a INTEGER PRIMARY KEY, b); CREATE INDEX i ON t(b)");
-    let wal = machine.path("app.db-gcswal");
+    let wal = host.path("app.db-gcswal");
     let size = || std::fs::metadata(&wal).expect("the WAL").len();
     let before = size();
     run(&db, "BEGIN");
@@ -70,31 +70,31 @@ fn spilled_transactions_are_taken_whole_or_not_at_all() {
     run(&db, "BEGIN");
     run(&db, &fill(5000, 2000, 700));
     run(&db, "ROLLBACK; UPDATE t SET b = 'small' WHERE a = 77");
-    let cold = survives(&machine, NAME, db);
+    let cold = survives(&host, NAME, db);
     assert_eq!(one::<i64>(&cold, "SELECT count(*) FROM t"), 3000);
     assert_eq!(one::<i64>(&cold, "SELECT a FROM t WHERE b = 'small'"), 77);
 }
 
 #[test]
 fn a_transaction_much_larger_than_the_wal_limit_survives() {
-    let machine = Machine::new();
-    let db = machine.open(NAME, "&flush_interval=0");
+    let host = Host::new();
+    let db = host.open(NAME, "&flush_interval=0");
     run(&db, "PRAGMA wal_autocheckpoint=50; CREATE TABLE t(a INTEGER PRIMARY KEY, b)");
     for part in 0..4 {
         run(&db, "BEGIN");
         run(&db, &fill(1 + part * 1000, 1000, 3000));
         run(&db, "COMMIT; UPDATE t SET b = 'small' WHERE a % 100 = 0");
     }
-    let cold = survives(&machine, NAME, db);
+    let cold = survives(&host, NAME, db);
     assert_eq!(one::<i64>(&cold, "SELECT count(*) FROM t WHERE b = 'small'"), 40);
 }
 
 #[test]
 fn every_page_size_holds_blobs_over_many_pages() {
-    let machine = Machine::new();
+    let host = Host::new();
     for power in 9..=16 {
         let (name, page_size) = (format!("p{power}.db"), 1u32 << power);
-        let mut db = machine.open(&name, &format!("&page_size={page_size}"));
+        let mut db = host.open(&name, &format!("&page_size={page_size}"));
         assert_eq!(one::<u32>(&db, "PRAGMA page_size"), page_size);
         run(
             &db,
@@ -102,7 +102,7 @@ fn every_page_size_holds_blobs_over_many_pages() {
         );
         run(&db, "UPDATE t SET b = substr(b, 1, 300000) || hex(randomblob(100000)) WHERE a = 1");
         assert!(pages(&mut db).len() > 500_000);
-        let cold = survives(&machine, &name, db);
+        let cold = survives(&host, &name, db);
         assert_eq!(one::<u32>(&cold, "PRAGMA page_size"), page_size);
         assert_eq!(one::<i64>(&cold, "SELECT length(b) FROM t WHERE a = 1"), 500_000);
     }
@@ -110,44 +110,44 @@ fn every_page_size_holds_blobs_over_many_pages() {
 
 #[test]
 fn a_transaction_over_two_attached_databases_reaches_both_buckets() {
-    let machine = Machine::new();
-    let db = machine.open(NAME, "");
-    db.execute("ATTACH ? AS other", [machine.uri("other.db", "")]).expect("attached");
+    let host = Host::new();
+    let db = host.open(NAME, "");
+    db.execute("ATTACH ? AS other", [host.uri("other.db", "")]).expect("attached");
     run(&db, "CREATE TABLE t(a, b); CREATE TABLE other.u(a)");
     run(&db, "BEGIN; INSERT INTO t VALUES (1, 'kept'); INSERT INTO other.u VALUES (10); COMMIT");
     run(&db, "BEGIN; INSERT INTO t VALUES (2, 'gone'); INSERT INTO other.u VALUES (20); ROLLBACK");
-    assert_eq!(one::<String>(&db, "SELECT json_extract(gcs_status('other'), '$.replica')"), machine.replica("other.db"));
+    assert_eq!(one::<String>(&db, "SELECT json_extract(gcs_status('other'), '$.replica')"), host.replica("other.db"));
     run(&db, "DETACH other");
-    let cold = survives(&machine, NAME, db);
+    let cold = survives(&host, NAME, db);
     assert_eq!(one::<String>(&cold, "SELECT group_concat(a || b) FROM t"), "1kept");
-    let cold = survives(&machine, "other.db", machine.open("other.db", ""));
+    let cold = survives(&host, "other.db", host.open("other.db", ""));
     assert_eq!(one::<i64>(&cold, "SELECT sum(a) FROM u"), 10);
 }
 
 #[test]
 fn attached_to_a_database_in_memory_and_beside_a_plain_file_it_works_too() {
-    let machine = Machine::new();
+    let host = Host::new();
     let db = Connection::open_in_memory().expect("a database in memory");
-    db.execute("ATTACH ? AS app", [machine.uri(NAME, "")]).expect("attached");
-    db.execute("ATTACH ? AS plain", [machine.path("plain").to_string_lossy()]).expect("attached");
+    db.execute("ATTACH ? AS app", [host.uri(NAME, "")]).expect("attached");
+    db.execute("ATTACH ? AS plain", [host.path("plain").to_string_lossy()]).expect("attached");
     run(&db, "CREATE TABLE app.t(a, b); CREATE TABLE plain.t(a, b); CREATE TABLE main.t(a, b)");
     run(&db, "BEGIN; INSERT INTO app.t VALUES (1, 2); INSERT INTO plain.t SELECT * FROM app.t; COMMIT");
     assert_eq!(one::<String>(&db, "PRAGMA plain.journal_mode"), "delete");
     run(&db, "DETACH app; DETACH plain");
-    let cold = survives(&machine, NAME, machine.open(NAME, ""));
+    let cold = survives(&host, NAME, host.open(NAME, ""));
     assert_eq!(one::<i64>(&cold, "SELECT sum(a + b) FROM t"), 3);
 }
 
 #[test]
 fn checkpoints_of_every_mode_lose_nothing_with_and_without_a_reader() {
-    let machine = Machine::new();
-    let db = machine.open(NAME, "&flush_interval=1h");
+    let host = Host::new();
+    let db = host.open(NAME, "&flush_interval=1h");
     run(&db, "PRAGMA wal_autocheckpoint=0; CREATE TABLE t(a, b)");
     let mut rows = 0;
     for mode in ["PASSIVE", "FULL", "RESTART", "TRUNCATE"] {
         for with_reader in [false, true] {
             db.busy_timeout(std::time::Duration::ZERO).expect("no waiting");
-            let reader = machine.open(NAME, "");
+            let reader = host.open(NAME, "");
             if with_reader {
                 run(&reader, "BEGIN; SELECT count(*) FROM t");
             }
@@ -161,16 +161,16 @@ fn checkpoints_of_every_mode_lose_nothing_with_and_without_a_reader() {
             rows += 100;
         }
     }
-    let cold = survives(&machine, NAME, db);
+    let cold = survives(&host, NAME, db);
     assert_eq!(one::<i64>(&cold, "SELECT count(DISTINCT a) FROM t"), i64::from(rows));
 }
 
 #[test]
 fn an_exclusive_connection_writes_resets_the_wal_and_becomes_a_normal_one_again() {
-    let machine = Machine::new();
+    let host = Host::new();
     // Set before the first access: then the wal-index is never shared.
     for (name, before) in [("early.db", true), ("late.db", false)] {
-        let mut db = machine.open(name, "&flush_interval=20ms");
+        let mut db = host.open(name, "&flush_interval=20ms");
         let exclusive = |db: &Connection| assert_eq!(one::<String>(db, "PRAGMA locking_mode=EXCLUSIVE"), "exclusive");
         if before {
             exclusive(&db);
@@ -189,26 +189,26 @@ fn an_exclusive_connection_writes_resets_the_wal_and_becomes_a_normal_one_again(
         let flushed = one::<String>(&db, "PRAGMA gcs_flush");
         assert_eq!(status(&db)["committed_txid"], flushed.as_str(), "{name}");
         let live = pages(&mut db);
-        assert_eq!(difference(&machine.restored(name), &live), None, "{name}: in the bucket while it is open");
+        assert_eq!(difference(&host.restored(name), &live), None, "{name}: in the bucket while it is open");
         // Without a wal-index to share, SQLite keeps a connection exclusive until it is closed.
         let mode = if before { "exclusive" } else { "normal" };
         assert_eq!(one::<String>(&db, "PRAGMA locking_mode=NORMAL"), mode);
         if before {
-            db = survives(&machine, name, db);
+            db = survives(&host, name, db);
         }
         run(&db, "INSERT INTO t VALUES (100000, 'shared')");
-        let other = machine.open(name, "");
+        let other = host.open(name, "");
         run(&other, "INSERT INTO t VALUES (100001, 'other')");
         drop(other);
-        let cold = survives(&machine, name, db);
+        let cold = survives(&host, name, db);
         assert_eq!(one::<i64>(&cold, "SELECT count(*) FROM t WHERE a >= 100000"), 2);
     }
 }
 
 #[test]
 fn without_rowid_full_text_rtree_triggers_and_generated_columns_survive() {
-    let machine = Machine::new();
-    let db = machine.open(NAME, "");
+    let host = Host::new();
+    let db = host.open(NAME, "");
     run(
         &db,
         "CREATE TABLE w(k TEXT, n INT, v, PRIMARY KEY (k, n)) WITHOUT ROWID;
@@ -227,7 +227,7 @@ fn without_rowid_full_text_rtree_triggers_and_generated_columns_survive() {
     run(&db, &format!("INSERT INTO r {numbers} SELECT i, i, i + 0.5 FROM s"));
     run(&db, &format!("INSERT INTO g {numbers} SELECT i FROM s"));
     run(&db, "INSERT INTO f(f) VALUES ('optimize'); DELETE FROM w WHERE k = 'k3'; REINDEX; ANALYZE");
-    let cold = survives(&machine, NAME, db);
+    let cold = survives(&host, NAME, db);
     assert_eq!(one::<i64>(&cold, "SELECT count(*) FROM f WHERE f MATCH 'run AND 250'"), 1);
     assert_eq!(one::<i64>(&cold, "SELECT count(*) FROM r WHERE x0 > 100 AND x1 < 110"), 9);
     assert_eq!(one::<i64>(&cold, "SELECT s FROM v"), 250_500);
@@ -238,18 +238,18 @@ fn without_rowid_full_text_rtree_triggers_and_generated_columns_survive() {
 
 #[test]
 fn a_utf16_database_survives() {
-    let machine = Machine::new();
-    let db = machine.open(NAME, "");
+    let host = Host::new();
+    let db = host.open(NAME, "");
     run(&db, "PRAGMA encoding='UTF-16le'; CREATE TABLE t(a, b); INSERT INTO t VALUES (1, 'zwölf Boxkämpfer')");
-    let cold = survives(&machine, NAME, db);
+    let cold = survives(&host, NAME, db);
     assert_eq!(one::<String>(&cold, "PRAGMA encoding"), "UTF-16le");
     assert_eq!(one::<String>(&cold, "SELECT b FROM t"), "zwölf Boxkämpfer");
 }
 
 #[test]
 fn vacuum_and_auto_vacuum_shrink_the_database_in_the_bucket() {
-    let machine = Machine::new();
-    let db = machine.open(NAME, "&flush_interval=0");
+    let host = Host::new();
+    let db = host.open(NAME, "&flush_interval=0");
     run(&db, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)");
     run(&db, &fill(1, 2000, 1000));
     let full = one::<i64>(&db, "PRAGMA page_count");
@@ -257,7 +257,7 @@ fn vacuum_and_auto_vacuum_shrink_the_database_in_the_bucket() {
     assert_eq!(one::<i64>(&db, "PRAGMA auto_vacuum"), 2);
     let small = one::<i64>(&db, "PRAGMA page_count");
     assert!(small < full / 10, "{small} of {full} pages");
-    let db = survives(&machine, NAME, db);
+    let db = survives(&host, NAME, db);
     assert_eq!(one::<i64>(&db, "PRAGMA page_count"), small);
     run(&db, &fill(5000, 500, 1000));
     run(&db, "DELETE FROM t WHERE a >= 5000");
@@ -271,13 +271,13 @@ fn vacuum_and_auto_vacuum_shrink_the_database_in_the_bucket() {
     run(&db, &fill(5000, 500, 1000));
     run(&db, "DELETE FROM t WHERE a >= 5000");
     assert_eq!(one::<i64>(&db, "PRAGMA freelist_count"), 0);
-    survives(&machine, NAME, db);
+    survives(&host, NAME, db);
 }
 
 #[test]
 fn every_delta_is_a_state_that_the_database_had() {
-    let machine = Machine::new();
-    let db = machine.open(NAME, "&flush_interval=1h");
+    let host = Host::new();
+    let db = host.open(NAME, "&flush_interval=1h");
     run(&db, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)");
     let mut states = BTreeMap::new();
     let mut db = db;
@@ -297,15 +297,15 @@ fn every_delta_is_a_state_that_the_database_had() {
     }
     assert_eq!(states.len(), 8, "the checkpoint is none");
     for (txid, state) in &states {
-        let then = restore_at(&machine.replica(NAME), None, Point::TxId(txid)).expect("a restore");
+        let then = restore_at(&host.replica(NAME), None, Point::TxId(txid)).expect("a restore");
         assert_eq!(difference(&then, state), None, "TXID {txid}");
     }
 }
 
 #[test]
 fn readers_keep_their_snapshot_while_others_write_checkpoint_and_upload() {
-    let machine = Machine::new();
-    let db = machine.open(NAME, "&flush_interval=0");
+    let host = Host::new();
+    let db = host.open(NAME, "&flush_interval=0");
     run(
         &db,
         "PRAGMA wal_autocheckpoint=20; CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t VALUES (0, 0), (1, 0)",
@@ -315,7 +315,7 @@ fn readers_keep_their_snapshot_while_others_write_checkpoint_and_upload() {
         let readers: Vec<_> = (0..3)
             .map(|_| {
                 scope.spawn(|| {
-                    let reader = machine.open(NAME, "");
+                    let reader = host.open(NAME, "");
                     let mut snapshots = 0;
                     while !done.load(Ordering::SeqCst) {
                         run(&reader, "BEGIN");
@@ -340,7 +340,7 @@ fn readers_keep_their_snapshot_while_others_write_checkpoint_and_upload() {
             assert!(reader.join().expect("a reader") > 0);
         }
     });
-    let cold = survives(&machine, NAME, db);
+    let cold = survives(&host, NAME, db);
     assert_eq!(both(&cold), (299, 299));
 }
 
@@ -351,19 +351,19 @@ fn both(db: &Connection) -> (i64, i64) {
 
 #[test]
 fn with_durability_commit_the_bucket_has_each_commit_when_it_returns() {
-    let machine = Machine::new();
-    let mut db = machine.open(NAME, "&durability=commit&flush_interval=1h");
+    let host = Host::new();
+    let mut db = host.open(NAME, "&durability=commit&flush_interval=1h");
     run(&db, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)");
     for n in 1..5 {
         run(&db, &fill(n * 10, 10, 100));
         let live = pages(&mut db);
-        assert_eq!(difference(&machine.restored(NAME), &live), None, "after commit {n}");
+        assert_eq!(difference(&host.restored(NAME), &live), None, "after commit {n}");
     }
     assert_eq!(one::<String>(&db, "PRAGMA gcs_durability=background"), "background");
-    let before = machine.deltas(NAME).len();
+    let before = host.deltas(NAME).len();
     run(&db, "INSERT INTO t VALUES (1000, 'later')");
-    assert_eq!(machine.deltas(NAME).len(), before, "nobody waits for it now");
+    assert_eq!(host.deltas(NAME).len(), before, "nobody waits for it now");
     assert_eq!(one::<String>(&db, "PRAGMA gcs_durability='commit'"), "commit");
     run(&db, "INSERT INTO t VALUES (1001, 'now')");
-    assert_eq!(difference(&machine.restored(NAME), &pages(&mut db)), None);
+    assert_eq!(difference(&host.restored(NAME), &pages(&mut db)), None);
 }

@@ -9,7 +9,7 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use sqlite_gcs_tests::emulator::Emulator;
-use sqlite_gcs_tests::machine::{Machine, difference, one, pages};
+use sqlite_gcs_tests::host::{Host, difference, one, pages};
 use sqlite_gcs_tests::litestream;
 use sqlite_gcs_tests::shell::Program;
 
@@ -129,7 +129,7 @@ fn answer(db: &Connection, sql: &str) -> Result<Vec<Vec<Value>>, String> {
 }
 
 struct Pair<'a> {
-    machine: &'a Machine,
+    host: &'a Host,
     name: String,
     page_size: u32,
     managed: Connection,
@@ -137,13 +137,13 @@ struct Pair<'a> {
 }
 
 impl Pair<'_> {
-    fn new(machine: &Machine, n: u32, page_size: u32) -> Pair<'_> {
+    fn new(host: &Host, n: u32, page_size: u32) -> Pair<'_> {
         let name = format!("case-{n}.db");
-        let managed = machine.open(&name, &format!("&page_size={page_size}&flush_interval=5ms"));
-        let plain = Connection::open(machine.path(format!("plain-{n}"))).expect("a plain database");
+        let managed = host.open(&name, &format!("&page_size={page_size}&flush_interval=5ms"));
+        let plain = Connection::open(host.path(format!("plain-{n}"))).expect("a plain database");
         let set = format!("PRAGMA page_size={page_size}; PRAGMA journal_mode=WAL");
         plain.execute_batch(&set).expect("WAL mode");
-        Pair { machine, name, page_size, managed, plain }
+        Pair { host, name, page_size, managed, plain }
     }
 
     fn run(&mut self, step: &Step) -> Result<(), TestCaseError> {
@@ -193,7 +193,7 @@ impl Pair<'_> {
     }
 }
 
-fn differ(machine: &Machine, cases: u32) {
+fn differ(host: &Host, cases: u32) {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(cases);
     let config = Config { cases, failure_persistence: None, max_shrink_time: 20_000, ..Config::default() };
     let strategy =
@@ -202,7 +202,7 @@ fn differ(machine: &Machine, cases: u32) {
     TestRunner::new(config)
         .run(&strategy, |(page_size, steps)| {
             n.set(n.get() + 1);
-            let mut pair = Pair::new(machine, n.get(), page_size);
+            let mut pair = Pair::new(host, n.get(), page_size);
             for sql in TABLES.split("; ") {
                 pair.run(&Step::Sql(sql.to_owned()))?;
             }
@@ -216,7 +216,7 @@ fn differ(machine: &Machine, cases: u32) {
 
 #[test]
 fn sql_answers_as_on_plain_sqlite_with_a_directory_as_the_bucket() {
-    differ(&Machine::new(), 32);
+    differ(&Host::new(), 32);
 }
 
 /// Set in the process that runs the test against the emulator: the store reads the address from the environment.
@@ -225,7 +225,7 @@ const INNER: &str = "SQLITE_GCS_TEST_INNER";
 #[test]
 fn sql_answers_as_on_plain_sqlite_with_cloud_storage_as_the_bucket() {
     if let Some(bucket) = std::env::var_os(INNER) {
-        return differ(&Machine::on_emulator(&bucket.to_string_lossy()), 12);
+        return differ(&Host::on_emulator(&bucket.to_string_lossy()), 12);
     }
     let emulator = Emulator::start();
     Program::new(std::env::current_exe().expect("this program"))
