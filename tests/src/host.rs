@@ -139,7 +139,7 @@ pub fn requests(db: &Connection) -> u64 {
     ["get", "put", "list", "delete"].iter().map(|kind| status["requests"][kind].as_u64().expect("a number")).sum()
 }
 
-/// All pages of the database as SQLite reads them, one after the other.
+/// All pages of the database as SQLite reads them, one after the other. A page that cannot be read is all zeros.
 #[track_caller]
 pub fn pages(db: &mut Connection) -> Vec<u8> {
     db.serialize("main").expect("a database that can be read").to_vec()

@@ -304,8 +304,15 @@ impl Database {
         if self.is_inherited() {
             return;
         }
+        waiting::forget(self);
         match self.flush(DURABLE_WAIT) {
-            Err(e) => self.report_unsent(&e),
+            Err(e) => {
+                // What only the WAL holds so far is counted, and kept, with the rest.
+                if let Err(e) = self.save_captured(RESET_WAIT) {
+                    self.note_error(&e);
+                }
+                self.report_unsent(&e);
+            }
             Ok(_) => {
                 if let Err(e) = self.leave() {
                     self.note_error(&e);

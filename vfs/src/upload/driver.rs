@@ -44,13 +44,14 @@ pub(crate) struct Remote<'a> {
     /// Of the seal that the operation made.
     seal: Bytes,
     listing: Vec<Listed>,
+    deadline: Instant,
     /// Why the last request had no usable answer.
     why: Cell<Option<Error>>,
 }
 
 impl<'a> Remote<'a> {
     /// For one operation.
-    fn new(database: &'a Database, durable: Option<(ObjectId, Generation)>) -> Remote<'a> {
+    fn new(database: &'a Database, durable: Option<(ObjectId, Generation)>, deadline: Instant) -> Remote<'a> {
         Remote {
             replica: &database.replica,
             outbox: &database.outbox,
@@ -60,6 +61,7 @@ impl<'a> Remote<'a> {
             written: None,
             seal: Bytes::new(),
             listing: Vec::new(),
+            deadline,
             why: Cell::new(None),
         }
     }
@@ -72,7 +74,7 @@ impl<'a> Remote<'a> {
             Request::SwapLease { expect, lease } => {
                 let body = lease.to_bytes().map_err(|e| Error::new(ErrorKind::Local, format!("the lease: {e}")))?;
                 let condition = expect.map_or(Condition::Absent, Condition::Generation);
-                self.put(self.replica.lease(), body.into(), BTreeMap::new(), condition)
+                self.put_within(self.patience(), self.replica.lease(), body.into(), BTreeMap::new(), condition)
             }
             Request::List => self.list(),
             Request::PutDelta(id) => {
@@ -108,7 +110,14 @@ impl<'a> Remote<'a> {
             let name = name.clone();
             async move { store.get_dated(&name).await }
         };
-        match runtime::wait(&format!("reading {name}"), STORE_WAIT, get)? {
+        let answer = match runtime::wait(&format!("reading {name}"), self.patience(), get) {
+            Err(e) if e.kind() == ErrorKind::Unavailable => {
+                self.why.set(Some(e));
+                return Ok(Answer::Unknown);
+            }
+            answer => answer?,
+        };
+        match answer {
             Ok(object) => {
                 let lease = Lease::parse(&object.bytes)
                     .map_err(|e| Error::new(ErrorKind::Corrupt, format!("{}/{name}: {e}", self.replica.place())))?;
@@ -125,8 +134,18 @@ impl<'a> Remote<'a> {
         }
     }
 
-    fn put(
+    fn put(&self, name: String, body: Bytes, metadata: BTreeMap<String, String>, condition: Condition) -> Result<Answer> {
+        self.put_within(STORE_WAIT, name, body, metadata, condition)
+    }
+
+    /// How long a small request may take: the store would try for longer than the operation has time.
+    fn patience(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now()).clamp(PAUSE_MOST, STORE_WAIT)
+    }
+
+    fn put_within(
         &self,
+        limit: Duration,
         name: String,
         body: Bytes,
         metadata: BTreeMap<String, String>,
@@ -135,7 +154,7 @@ impl<'a> Remote<'a> {
         let store = self.replica.store().clone();
         let what = format!("writing {name}");
         let put = async move { store.put(&name, body, &metadata, condition).await };
-        match runtime::wait(&what, STORE_WAIT, put) {
+        match runtime::wait(&what, limit, put) {
             Ok(Ok(meta)) => Ok(Answer::Written(meta.generation)),
             Ok(Err(StoreError::Precondition(_))) => Ok(Answer::Refused),
             Ok(Err(e)) => self.unanswered(e),
@@ -275,7 +294,7 @@ pub(crate) fn known(
 impl Database {
     /// Drives an operation to its end; `None` when the deadline came first. The caller holds the operation's lanes.
     pub(crate) fn drive<O: Operation>(&self, mut operation: O, deadline: Instant) -> Result<Option<O::Outcome>> {
-        let mut remote = Remote::new(self, self.change_state(|state| state.durable())?);
+        let mut remote = Remote::new(self, self.change_state(|state| state.durable())?, deadline);
         let mut answer = Answer::Start;
         let mut pause = PAUSE;
         loop {
