@@ -131,9 +131,24 @@ impl Capture {
             shared.set_saved_bytes(end);
         }
         position.closed = true;
+        let lacks = |c: &Committed| c.salts == before.salts && c.frames < before.frames;
+        if !before.closed && committed.is_some_and(lacks) {
+            // A strict commit was frozen, and its frames never became one: the log is ahead of what goes into the cache.
+            self.note_behind()?;
+        }
         self.close_generation(&before, &position, committed, wal.as_ref())?;
         shared.set_position(&position);
         Ok(())
+    }
+
+    /// Says on the disk, before the WAL that would show it is gone, that the cache lacks what was frozen.
+    fn note_behind(&self) -> Result<()> {
+        let path = self.layout.state();
+        let _held = self.state_lock.lock_within(STATE_WAIT, "the state lock")?;
+        match State::load(&path)? {
+            Some(state) if !state.behind => State { behind: true, ..state }.save(&path),
+            _ => Ok(()),
+        }
     }
 
     /// Makes it survive a crash that the generation is captured to its end, and that what was applied to it counts.

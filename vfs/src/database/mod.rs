@@ -43,9 +43,7 @@ use crate::upload::pump::{self, Turn};
 /// How long a reset of the WAL waits for the capture lock before it is put off.
 const RESET_WAIT: Duration = Duration::from_millis(100);
 /// How long everything else waits for the capture lock.
-const CAPTURE_WAIT: Duration = Duration::from_secs(30);
-/// How long a close, a COMMIT that waits, and `gcs_flush` wait for the bucket.
-pub(crate) const DURABLE_WAIT: Duration = Duration::from_secs(30);
+pub(crate) const CAPTURE_WAIT: Duration = Duration::from_secs(30);
 /// How long a close tries to give the lease back, before it is left to expire.
 const LEAVE_WAIT: Duration = Duration::from_secs(5);
 /// How long the first commit after a quiet time waits for others to share its upload.
@@ -276,11 +274,16 @@ impl Database {
             }
             // The bucket had it before SQLite published it.
             Durability::Strict => Ok(()),
-            Durability::Commit => self.wait_until_durable(DURABLE_WAIT).inspect_err(|e| {
+            Durability::Commit => self.wait_until_durable(self.commit_timeout()).inspect_err(|e| {
                 self.note_error(e);
                 self.poison(e);
             }),
         }
+    }
+
+    /// Whether COMMIT_PHASETWO may wait for the bucket.
+    pub(crate) fn waits_in_phase_two(&self) -> bool {
+        *self.durability.read() == Durability::Commit
     }
 
     /// Before xLock(EXCLUSIVE) goes to the base VFS: captures what is committed. The shim lets go of its own handle after this.
@@ -305,7 +308,7 @@ impl Database {
             return;
         }
         waiting::forget(self);
-        match self.flush(DURABLE_WAIT) {
+        match self.flush(self.commit_timeout()) {
             Err(e) => {
                 // What only the WAL holds so far is counted, and kept, with the rest.
                 if let Err(e) = self.save_captured(RESET_WAIT) {
@@ -399,6 +402,16 @@ impl Database {
         self.config.flush_interval.saturating_sub(now.since(self.shared.last_put()))
     }
 
+    /// How long a close, a COMMIT that waits, and `gcs_flush` wait for the bucket.
+    pub(crate) fn commit_timeout(&self) -> Duration {
+        self.config.commit_timeout
+    }
+
+    /// How long a writer waits for the lease to be taken, before it is told to try again.
+    pub(crate) fn request_timeout(&self) -> Duration {
+        self.config.request_timeout
+    }
+
     /// The outbox.
     pub(crate) fn outbox(&self) -> &Outbox {
         &self.outbox
@@ -412,13 +425,13 @@ impl Database {
     /// Everything is in the bucket: if no other process of the host has the database open, gives the lease back and says on
     /// disk that the cache is whole.
     fn leave(&self) -> Result<()> {
-        let _lease = self.lease_lane.lock_within(DURABLE_WAIT, "the lease lock")?;
-        let _upload = self.uploader.lock_within(DURABLE_WAIT, "the upload lock")?;
+        let _lease = self.lease_lane.lock_within(LEAVE_WAIT, "the lease lock")?;
+        let _upload = self.uploader.lock_within(LEAVE_WAIT, "the upload lock")?;
         if !locks::set(&self.members, LockByte::Members, Mode::Exclusive)? {
             return Ok(());
         }
         if self.shared.right() != BootTime::default() {
-            self.release(Instant::now() + LEAVE_WAIT)?;
+            self.release(Instant::now() + LEAVE_WAIT.min(self.commit_timeout()))?;
         }
         self.cache.sync()?;
         self.change_state(|state| state.clean = true)

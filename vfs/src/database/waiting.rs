@@ -26,7 +26,7 @@ pub(super) fn remember(database: &Arc<Database>) {
 
 /// Forgets a database that is closed; the uploader may still hold it for a while.
 pub(super) fn forget(database: &Database) {
-    OPEN.lock().retain(|other| !std::ptr::eq(other.as_ptr(), database));
+    OPEN.here().lock().retain(|other| !std::ptr::eq(other.as_ptr(), database));
 }
 
 /// The databases that are open now.
