@@ -11,6 +11,7 @@ mod status;
 mod strict;
 mod waiting;
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,6 +24,7 @@ use self::exclusive::ExclusiveWal;
 use crate::apply::index::IndexWriter;
 use crate::apply::{Applier, Outcome};
 use crate::cache::file::CacheFile;
+use crate::cache::pending::PendingDeltas;
 use crate::capture::Capture;
 use crate::capture::index::{self, Committed};
 use crate::config::{Config, Durability};
@@ -33,7 +35,7 @@ use crate::local::locks::{self, HostMutex, LockByte, Mode};
 use crate::local::shared::{BootTime, Shared};
 use crate::log;
 use crate::outbox::Outbox;
-use crate::page::PageSize;
+use crate::page::{PageSize, TxId};
 use crate::protocol::ObjectId;
 use crate::replica::names::Replica;
 use crate::upload::pump::{self, Turn};
@@ -112,6 +114,9 @@ pub(crate) struct Database {
     pub(crate) lease_lane: HostMutex<()>,
     pub(crate) state_lock: HostMutex<()>,
     nonce: u64,
+    /// Deltas that are in the bucket and not in the page map yet, and the epochs of checkpoints that wait for them.
+    pub(crate) pending: PendingDeltas,
+    pub(crate) epochs: Mutex<VecDeque<(u64, TxId)>>,
     /// Held for the whole life: shared with the other processes that have the database open.
     members: std::fs::File,
     index: Mutex<Option<Arc<dyn WalIndex>>>,
@@ -147,6 +152,8 @@ impl Database {
         let database = Arc::new(open::open(&request)?);
         // The cell is new, so this is the one time that it is set.
         let _ = database.me.set(Arc::downgrade(&database));
+        let me = Arc::downgrade(&database);
+        database.cache.on_moved(move |why| me.upgrade().map_or(Ok(()), |database| database.plan_anew(why)));
         waiting::remember(&database);
         // What an earlier process left is sent without waiting for a commit.
         database.call_uploader(Instant::now());
@@ -197,6 +204,7 @@ impl Database {
 
     /// Before a writer takes the WAL's WRITE lock (READ lock held, no other). Refuses with Busy or Fenced.
     pub(crate) fn before_write_lock(&self) -> Result<()> {
+        self.wait_for_room()?;
         self.ensure_right()?;
         self.shared.note_lease_used(BootTime::now());
         *self.exclusive.lock() = ExclusiveWal::default();
@@ -218,6 +226,9 @@ impl Database {
     /// Before a write into the WAL file. A header (offset 0) ends the generation that the file holds; a frame header is
     /// remembered for connections that have no shared wal-index. `exclusive`: this connection makes no xShmLock calls.
     fn before_wal_write(&self, offset: u64, bytes: &[u8], exclusive: bool) -> Result<()> {
+        if !self.cache.make_room(bytes.len() as u64)? {
+            return Err(self.no_room());
+        }
         if exclusive {
             self.ensure_right()?;
         } else if exclusive::commit_in(offset, bytes, self.page_size).is_some() && !self.has_right() {
@@ -379,7 +390,7 @@ impl Database {
         self.me.get().and_then(std::sync::Weak::upgrade).map(|me| me as Arc<dyn Turn>)
     }
 
-    fn call_uploader(&self, due: Instant) {
+    pub(crate) fn call_uploader(&self, due: Instant) {
         if let Some(turn) = self.as_turn()
             && let Err(e) = pump::call(&turn, due)
         {

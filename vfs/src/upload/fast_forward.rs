@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use super::STORE_WAIT;
 use crate::apply::{Applier, Outcome};
-use crate::database::Database;
+use crate::cache::pending::Pending;
+use crate::database::{Database, WalEnd};
 use crate::delta::Decoder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log;
@@ -39,7 +40,9 @@ impl Database {
         for object in chain.iter().flat_map(|chain| &chain.objects).filter(|object| object.name.max > from) {
             let bytes = self.fetch(object)?;
             let id = ObjectId { txid: object.name.max, size: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
-            self.apply(&bytes, id, deadline)?;
+            if let Some(end) = self.apply(&bytes, id, deadline)? {
+                self.remember_applied(object, end, &bytes)?;
+            }
         }
         // A compacted object ends at the same TXID, but the log knows its head by the delta.
         self.change_state(|state| {
@@ -55,7 +58,22 @@ impl Database {
         Ok(())
     }
 
-    fn apply(&self, bytes: &[u8], id: ObjectId, deadline: Instant) -> Result<()> {
+    /// Remembers where the pages lie of an object that is in the WAL now.
+    fn remember_applied(&self, object: &Listed, end: WalEnd, bytes: &[u8]) -> Result<()> {
+        let pending = Pending {
+            level: object.name.level,
+            min: object.name.min.0,
+            max: object.name.max.0,
+            generation: object.meta.generation.0,
+            size: bytes.len() as u64,
+            salts: end.salts,
+            frames: end.frames,
+        };
+        self.pending.add(&pending, bytes)
+    }
+
+    /// Returns where the WAL ends with it, if it was not known already.
+    fn apply(&self, bytes: &[u8], id: ObjectId, deadline: Instant) -> Result<Option<WalEnd>> {
         let busy =
             || Error::new(ErrorKind::Busy, format!("{}: a local transaction writes", self.layout.main().display()));
         loop {
@@ -68,7 +86,8 @@ impl Database {
                 page_size: self.page_size,
             };
             match applier.apply(Decoder::new(bytes)?, id)? {
-                Outcome::Applied(_) | Outcome::Known => return Ok(()),
+                Outcome::Applied(progress) => return Ok(Some(progress.end)),
+                Outcome::Known => return Ok(None),
                 // Local commits that came in meanwhile are judged by the next acquisition.
                 Outcome::Conflict => return Err(busy()),
                 Outcome::Busy if Instant::now() >= deadline => return Err(busy()),

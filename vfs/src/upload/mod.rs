@@ -10,6 +10,7 @@
 //!   the file is removed at the next open.
 
 pub(crate) mod driver;
+mod map;
 mod fast_forward;
 mod lease;
 pub(crate) mod pump;
@@ -85,11 +86,17 @@ impl Database {
                     return Ok(Instant::now() + if urgent { BUSY_URGENT } else { BUSY });
                 };
                 self.shared.set_last_put(BootTime::now());
+                let epoch = self.end_epoch();
                 self.freeze_committed()?;
+                self.note_epoch(epoch);
                 self.append_all(Instant::now() + APPEND_WAIT)?;
+                self.update_map()?;
             }
         }
         let is_pending = self.is_pending();
+        if !is_pending {
+            self.update_map_when_idle()?;
+        }
         if is_pending {
             // It came during the turn, and is due when the interval is over.
             next = next.min(Instant::now() + self.until_due(BootTime::now()));
@@ -112,7 +119,7 @@ impl Database {
                 Some(Appended::Durable(id)) => {
                     *self.last_error.lock() = None;
                     log::debug!("{}: {} is durable", self.replica.place(), id.txid);
-                    self.outbox.remove(id.txid)?;
+                    self.remember_uploaded(id)?;
                 }
                 Some(Appended::Nothing) => return Ok(()),
                 Some(Appended::SteppedOver) => {}
