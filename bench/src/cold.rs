@@ -92,10 +92,12 @@ impl Bench {
 
     fn worker(&self, load: &str, uri: &str, rows: i64) -> Program {
         let program = Program::new(std::env::current_exe().unwrap_or_default()).limit(Duration::from_secs(1200));
-        program
-            .env("SQLITE_GCS_BUCKET", self.emulator.url())
-            .env("STORAGE_EMULATOR_HOST", self.proxy.host())
-            .args([MARK, load, uri, &rows.to_string()])
+        program.env("SQLITE_GCS_BUCKET", self.emulator.url()).env("STORAGE_EMULATOR_HOST", self.proxy.host()).args([
+            MARK,
+            load,
+            uri,
+            &rows.to_string(),
+        ])
     }
 
     fn measure(&self, peer: Peer, rows: i64) -> Result<Row, Failure> {
@@ -211,7 +213,8 @@ pub fn work(load: &str, uri: &str, rows: i64) -> Result<(), Failure> {
     }
     let took = millis(started);
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    let peak =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse().ok());
     println!("{took} {}", peak.unwrap_or(0.0) / 1024.0);
     if load == "cold-adopt" {
         db.close().map_err(|(_, e)| e)?;

@@ -62,7 +62,8 @@ fn main() -> ExitCode {
 }
 
 fn bench(arguments: Vec<String>) -> Result<(), Failure> {
-    let mut settings = Settings { out: "target/bench".into(), duration: Duration::from_secs(3), repeats: 5, sizes: vec![108, 1024] };
+    let mut settings =
+        Settings { out: "target/bench".into(), duration: Duration::from_secs(3), repeats: 5, sizes: vec![108, 1024] };
     let (mut wanted, mut cold) = (Vec::new(), false);
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {

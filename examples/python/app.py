@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import urllib.parse
 
-from flask import Flask, abort, g, jsonify, redirect, render_template_string, request
+from flask import Flask, abort, jsonify, redirect, render_template_string, request
 
 DATABASE = os.environ.get("GUESTBOOK_DB", "file:/tmp/guestbook-python/guestbook.db?vfs=gcs&durability=commit")
 EXTENSION = os.environ.get("SQLITE_GCS_EXTENSION", "libsqlite_gcs")
@@ -44,23 +44,29 @@ def register():
         _registered_by = os.getpid()
 
 
+_kept = threading.local()
+
+
 def database():
-    """This request's connection."""
-    if "db" not in g:
+    """This thread's connection. It is kept: an open asks the bucket what is newest, and a close waits for the upload."""
+    if getattr(_kept, "db", None) is None:
         register()
         path = urllib.parse.urlparse(DATABASE).path
         os.makedirs(os.path.dirname(path), exist_ok=True)
         # isolation_level=None: transactions begin where the code says BEGIN.
-        g.db = sqlite3.connect(DATABASE, uri=True, timeout=WAIT_SECONDS, isolation_level=None)
-        g.db.row_factory = sqlite3.Row
-    return g.db
+        _kept.db = sqlite3.connect(DATABASE, uri=True, timeout=WAIT_SECONDS, isolation_level=None)
+        _kept.db.row_factory = sqlite3.Row
+    return _kept.db
 
 
-@app.teardown_appcontext
-def close(_error):
-    db = g.pop("db", None)
+@app.errorhandler(sqlite3.OperationalError)
+def refused(error):
+    """A database that refused a commit, or whose log went on elsewhere, is opened anew for the next request."""
+    app.logger.error("database: %s", error)
+    db, _kept.db = getattr(_kept, "db", None), None
     if db is not None:
         db.close()
+    return "It is not sure that this was done. Please look, and try again.\n", 500
 
 
 def entries():
@@ -106,9 +112,8 @@ def sign():
         # IMMEDIATE: the lease is asked for here, where the timeout applies; an upgrade in the middle would be refused at once.
         db.execute("BEGIN IMMEDIATE")
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY if hasattr(error, "sqlite_errorcode") else "locked" in str(error):
-            return "Another instance is writing just now.\n", 503, {"Retry-After": "2"}
-        raise
+        refused(error)
+        return "Another instance is writing just now.\n", 503, {"Retry-After": "2"}
     db.execute("CREATE TABLE IF NOT EXISTS entry (id INTEGER PRIMARY KEY, name TEXT, message TEXT, worker INTEGER)")
     db.execute("INSERT INTO entry (name, message, worker) VALUES (?, ?, ?)", (name, message, os.getpid()))
     # With durability=commit this returns when the entry is in the bucket.

@@ -179,6 +179,11 @@ impl Program {
         self
     }
 
+    /// The command with its settings, for whoever talks to the program while it runs.
+    pub fn into_command(self) -> Command {
+        self.command
+    }
+
     /// Runs it to its end.
     pub fn run(self) -> Finished {
         self.start().finish()

@@ -15,6 +15,8 @@ pub mod store;
 
 pub mod cache;
 
+pub mod history;
+
 pub mod protocol;
 
 mod apply;

@@ -127,6 +127,8 @@ pub(crate) struct Database {
     held: Mutex<Option<strict::HeldCommit>>,
     /// Who held the lease when it was last refused.
     pub(crate) holder: Mutex<Option<String>>,
+    /// When and why the lease could last not be asked for.
+    pub(crate) unreachable: Mutex<Option<(Instant, Error)>>,
     /// Where commits that lost the log were put.
     pub(crate) conflict: Mutex<Option<PathBuf>>,
     /// Why this process's connections get no further; holds until the database is opened anew.
@@ -312,7 +314,6 @@ impl Database {
 
     /// Takes one delta of another writer's into this database, for its readers to see; `id` is that of the newest
     /// object in it. Not to be called from a callback of SQLite's that holds WRITE or READ1 to READ4 exclusively.
-    #[allow(dead_code, reason = "the handoff and the followers that call it are built on it")]
     pub(crate) fn apply<R: std::io::Read>(&self, delta: Decoder<R>, id: ObjectId) -> Result<Outcome> {
         let Some(index) = self.index.lock().clone() else { return Ok(Outcome::Busy) };
         let applier = Applier {

@@ -157,6 +157,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         last_error: Mutex::new(None),
         held: Mutex::new(None),
         holder: Mutex::new(None),
+        unreachable: Mutex::new(None),
         conflict: Mutex::new(None),
         poison: Mutex::new(None),
         urgent: 0.into(),

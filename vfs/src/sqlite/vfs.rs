@@ -289,11 +289,7 @@ fn request(name: &[u8], parameters: &[(Vec<u8>, Vec<u8>)], flags: c_int) -> Resu
             ));
         }
     }
-    Ok(OpenRequest {
-        path: registry::canonical(name)?,
-        parameters: ours,
-        create: flags & ffi::OPEN_CREATE != 0,
-    })
+    Ok(OpenRequest { path: registry::canonical(name)?, parameters: ours, create: flags & ffi::OPEN_CREATE != 0 })
 }
 
 /// A boolean as `sqlite3_uri_boolean` reads it.

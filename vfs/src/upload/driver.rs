@@ -7,6 +7,7 @@
 //! - **Stop.** Every drive has a deadline; an operation that is dropped there is taken up by the next one of its kind.
 //! - **Crash.** See the table in [`crate::protocol`]; the state file and the outbox carry all of it.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,11 @@ pub(crate) struct Remote<'a> {
     written: Option<(ObjectId, Generation)>,
     /// Of the seal that the operation made.
     seal: Bytes,
+    /// That seal, once it is in the bucket.
+    sealed: Option<(ObjectId, Generation)>,
     listing: Vec<Listed>,
+    /// Why the last request had no usable answer.
+    why: Cell<Option<Error>>,
 }
 
 impl<'a> Remote<'a> {
@@ -56,7 +61,9 @@ impl<'a> Remote<'a> {
             durable,
             written: None,
             seal: Bytes::new(),
+            sealed: None,
             listing: Vec::new(),
+            why: Cell::new(None),
         }
     }
 
@@ -85,6 +92,9 @@ impl<'a> Remote<'a> {
                 let name = self.replica.ltx(&ObjectName::delta(id.txid));
                 let answer = self.put(name, self.seal.clone(), metadata(now_ms()), Condition::Absent)?;
                 self.note_written(id, &answer);
+                if let Answer::Written(generation) = answer {
+                    self.sealed = Some((id, generation));
+                }
                 Ok(answer)
             }
             Request::Refreeze(first) => Ok(Answer::Refrozen(self.outbox.refreeze(first)?)),
@@ -117,7 +127,7 @@ impl<'a> Remote<'a> {
                 })))
             }
             Err(StoreError::NotFound(_)) => Ok(Answer::Lease(None)),
-            Err(e) => unanswered(e),
+            Err(e) => self.unanswered(e),
         }
     }
 
@@ -134,9 +144,12 @@ impl<'a> Remote<'a> {
         match runtime::wait(&what, STORE_WAIT, put) {
             Ok(Ok(meta)) => Ok(Answer::Written(meta.generation)),
             Ok(Err(StoreError::Precondition(_))) => Ok(Answer::Refused),
-            Ok(Err(e)) => unanswered(e),
+            Ok(Err(e)) => self.unanswered(e),
             // No answer in time: it may be done, and may still be.
-            Err(e) if e.kind() == ErrorKind::Unavailable => Ok(Answer::Unknown),
+            Err(e) if e.kind() == ErrorKind::Unavailable => {
+                self.why.set(Some(e));
+                Ok(Answer::Unknown)
+            }
             Err(e) => Err(e),
         }
     }
@@ -149,7 +162,10 @@ impl<'a> Remote<'a> {
                 self.listing = listing;
                 Ok(Answer::Listing(known(self.replica, &self.listing, self.outbox, self.durable)?))
             }
-            Err(e) if e.kind() == ErrorKind::Unavailable => Ok(Answer::Unknown),
+            Err(e) if e.kind() == ErrorKind::Unavailable => {
+                self.why.set(Some(e));
+                Ok(Answer::Unknown)
+            }
             Err(e) => Err(e),
         }
     }
@@ -167,7 +183,7 @@ impl<'a> Remote<'a> {
                 Ok(Answer::Delta(Some(id)))
             }
             Err(StoreError::NotFound(_)) => Ok(Answer::Delta(None)),
-            Err(e) => unanswered(e),
+            Err(e) => self.unanswered(e),
         }
     }
 
@@ -202,7 +218,19 @@ impl<'a> Remote<'a> {
         match runtime::wait(&format!("reading {name}"), STORE_WAIT, get)? {
             Ok(object) => Header::decode(&object.bytes).map(Some).map_err(|e| Error::from(e).context(name)),
             Err(StoreError::NotFound(_)) => Ok(None),
-            Err(e) => unanswered(e).map(|_| None),
+            Err(e) => self.unanswered(e).map(|_| None),
+        }
+    }
+
+    /// What a failed request means to the protocol: no answer, or an error that has to be mended first.
+    fn unanswered(&self, error: StoreError) -> Result<Answer> {
+        match error {
+            StoreError::Refused { .. } => Err(error.into()),
+            _ => {
+                log::debug!("{error}");
+                self.why.set(Some(error.into()));
+                Ok(Answer::Unknown)
+            }
         }
     }
 }
@@ -250,17 +278,6 @@ pub(crate) fn known(
     Ok(known)
 }
 
-/// What a failed request means to the protocol: no answer, or an error that has to be mended first.
-fn unanswered(error: StoreError) -> Result<Answer> {
-    match error {
-        StoreError::Refused { .. } => Err(error.into()),
-        _ => {
-            log::debug!("{error}");
-            Ok(Answer::Unknown)
-        }
-    }
-}
-
 impl Database {
     /// Drives an operation to its end; `None` when the deadline came first. The caller holds the operation's lanes.
     pub(crate) fn drive<O: Operation>(&self, mut operation: O, deadline: Instant) -> Result<Option<O::Outcome>> {
@@ -279,9 +296,16 @@ impl Database {
                 step
             })?;
             match step {
-                Step::Done(outcome) => return Ok(Some(outcome)),
+                Step::Done(outcome) => {
+                    if let Some((id, generation)) = remote.sealed {
+                        self.remember_seal(id, generation, &remote.seal);
+                    }
+                    return Ok(Some(outcome));
+                }
                 Step::Ask(request) => {
                     if Instant::now() >= deadline {
+                        let late = || Error::new(ErrorKind::Unavailable, "no time was left to ask the bucket");
+                        self.note_error(&remote.why.take().unwrap_or_else(late));
                         return Ok(None);
                     }
                     if unanswered {

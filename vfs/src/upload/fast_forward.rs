@@ -12,7 +12,7 @@
 use std::time::{Duration, Instant};
 
 use super::STORE_WAIT;
-use crate::apply::{Applier, Outcome};
+use crate::apply::Outcome;
 use crate::cache::pending::Pending;
 use crate::database::{Database, WalEnd};
 use crate::delta::Decoder;
@@ -40,7 +40,7 @@ impl Database {
         for object in chain.iter().flat_map(|chain| &chain.objects).filter(|object| object.name.max > from) {
             let bytes = self.fetch(object)?;
             let id = ObjectId { txid: object.name.max, size: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
-            if let Some(end) = self.apply(&bytes, id, deadline)? {
+            if let Some(end) = self.apply_within(&bytes, id, deadline)? {
                 self.remember_applied(object, end, &bytes)?;
             }
         }
@@ -73,19 +73,11 @@ impl Database {
     }
 
     /// Returns where the WAL ends with it, if it was not known already.
-    fn apply(&self, bytes: &[u8], id: ObjectId, deadline: Instant) -> Result<Option<WalEnd>> {
+    fn apply_within(&self, bytes: &[u8], id: ObjectId, deadline: Instant) -> Result<Option<WalEnd>> {
         let busy =
             || Error::new(ErrorKind::Busy, format!("{}: a local transaction writes", self.layout.main().display()));
         loop {
-            let Some(index) = self.wal_index() else { return Err(busy()) };
-            let applier = Applier {
-                index: &*index,
-                layout: &self.layout,
-                capture: &self.capture,
-                shared: &self.shared,
-                page_size: self.page_size,
-            };
-            match applier.apply(Decoder::new(bytes)?, id)? {
+            match self.apply(Decoder::new(bytes)?, id)? {
                 Outcome::Applied(progress) => return Ok(Some(progress.end)),
                 Outcome::Known => return Ok(None),
                 // Local commits that came in meanwhile are judged by the next acquisition.

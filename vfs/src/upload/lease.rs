@@ -20,6 +20,8 @@ use crate::protocol::{Acquire, Acquired, Look, Release, Released, Renew, Renewed
 
 /// How long a writer waits for the lease to be taken, before it is told to try again.
 const ACQUIRE_WAIT: Duration = Duration::from_secs(10);
+/// How long a bucket that did not answer is not asked for the lease again.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
 /// How long a lease that was seen held counts as held without a request.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// How long after the last commit an idle host gives the lease back.
@@ -42,13 +44,29 @@ impl Database {
         if BootTime::now() < self.shared.held_elsewhere() {
             return Err(self.held_elsewhere());
         }
+        self.check_reachable()?;
         let _lease = self.lease_lane.lock_within(ACQUIRE_WAIT, "the lease lock")?;
         let _upload = self.uploader.lock_within(ACQUIRE_WAIT, "the upload lock")?;
         self.check_poison()?;
         if self.has_right() {
             return Ok(());
         }
-        self.acquire(Instant::now() + ACQUIRE_WAIT)
+        self.check_reachable()?;
+        let result = self.acquire(Instant::now() + ACQUIRE_WAIT);
+        *self.unreachable.lock() = match &result {
+            Err(e) if e.kind() == ErrorKind::Unavailable => Some((Instant::now(), e.clone())),
+            _ => None,
+        };
+        result
+    }
+
+    /// Refuses at once for a while after the bucket did not answer: SQLite's busy handler counts its own pauses only, and would
+    /// wait for the bucket many times over.
+    fn check_reachable(&self) -> Result<()> {
+        match &*self.unreachable.lock() {
+            Some((since, error)) if since.elapsed() < TRY_AGAIN => Err(error.clone()),
+            _ => Ok(()),
+        }
     }
 
     /// A transaction that is open meets the end of the right: takes it up again if nobody else took the lease.
@@ -205,6 +223,7 @@ impl Database {
 
     fn no_lease_in_time(&self) -> Error {
         let place = self.replica.place();
-        Error::new(ErrorKind::Unavailable, format!("{place}: the bucket did not answer in time"))
+        let why = self.last_error.lock().as_ref().map_or_else(String::new, |why| format!(": {why}"));
+        Error::new(ErrorKind::Unavailable, format!("{place}: the bucket did not answer in time{why}"))
     }
 }

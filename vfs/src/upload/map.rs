@@ -46,6 +46,15 @@ impl Database {
         self.outbox.remove(id.txid)
     }
 
+    /// A seal of this host's is in the log: it changes no page. What is not remembered is looked up in the bucket.
+    pub(super) fn remember_seal(&self, id: ObjectId, generation: Generation, bytes: &[u8]) {
+        let (max, generation, size) = (id.txid.0, generation.0, id.size);
+        let seal = Pending { min: max, max, generation, size, ..Pending::default() };
+        if let Err(e) = self.pending.add(&seal, bytes) {
+            log::debug!("{e}");
+        }
+    }
+
     /// Which write of its name a delta is.
     fn generation_of(&self, txid: TxId) -> Result<Generation> {
         let name = self.replica.ltx(&ObjectName::delta(txid));

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
+use crate::apply::index::IndexHeader;
 use crate::apply::{Applier, Checkpoint, Outcome, Progress};
 use crate::capture::index::{self, Committed};
 use crate::capture::{Capture, Freeze};
@@ -169,6 +170,32 @@ impl Bed {
     pub(super) fn before_reset(&self) {
         let mut capture = self.capture.lock_within(Duration::from_secs(9), "the capture lock").expect("locked");
         capture.save(&self.shared, self.committed().as_ref()).expect("saved");
+    }
+
+    /// Checks what SQLite's expensive assertions do: each committed frame has its entry in the hash tables, and nothing else has.
+    pub(super) fn check_index(&self) {
+        use std::sync::atomic::Ordering::SeqCst;
+        let index = self.index.writer().expect("no error").expect("free");
+        let header = IndexHeader::read(index.region(0).expect("mapped")).expect("a header");
+        let (mut frames, mut number) = (header.frames() as usize, 0);
+        while frames > 0 {
+            let region = index.region(number).expect("mapped");
+            let first = if number == 0 { 34 } else { 0 };
+            let here = frames.min(4096 - first);
+            let mut entries: Vec<u16> = region.slots.iter().map(|s| s.load(SeqCst)).filter(|s| *s != 0).collect();
+            entries.sort_unstable();
+            assert!(entries.iter().copied().eq(1..=here as u16), "region {number}: {} entries", entries.len());
+            for entry in 1..=here {
+                let pgno = region.words[first + entry - 1].load(SeqCst) as usize;
+                let chain = (0..).map(|i| region.slots[(pgno * 383 + i) % 8192].load(SeqCst)).take_while(|s| *s != 0);
+                assert!(
+                    { chain }.any(|slot| usize::from(slot) == entry),
+                    "region {number}: frame {entry} is not found"
+                );
+            }
+            frames -= here;
+            number += 1;
+        }
     }
 
     pub(super) fn wal_bytes(&self) -> u64 {

@@ -149,6 +149,7 @@ fn what_a_killed_writer_left_in_the_wal_and_its_index_does_no_harm() {
     for delta in child::deltas(scene.dir.path(), 1, LAST) {
         die_if_there_is_something(&scene);
         follower.apply(&delta);
+        follower.check_index();
         check_integrity(&follower.db);
         assert_eq!(read_state(&follower.db).expect("a state"), delta.id.txid.0);
     }
@@ -178,4 +179,35 @@ fn a_delta_that_a_killed_process_applied_is_stepped_over_when_the_others_capture
     assert_eq!(sent.id.txid, TxId(LAST + 1));
     scene.origin.apply(&sent);
     check_same(&scene.origin, &follower);
+}
+
+/// A process that had sent everything, let its WAL start again and committed once more was killed; the next open took that
+/// for a reset behind its back and refused to capture.
+#[test]
+fn a_commit_after_a_restart_of_the_wal_survives_a_kill() {
+    for restarted_by_apply in [false, true] {
+        let scene = Scene::new();
+        let host = Bed::prepare(&scene.follower(), 4096);
+        for delta in child::deltas(scene.dir.path(), 1, LAST - 1) {
+            host.apply(&delta);
+        }
+        host.db.query_row("PRAGMA wal_checkpoint(FULL)", [], |_| Ok(())).expect("a checkpoint");
+        let k = if restarted_by_apply {
+            // Killed between the restart and the first frame.
+            scene.apply_and_die("beside", LAST, LAST, Some((9, 1)));
+            LAST
+        } else {
+            assert!(host.apply(&child::deltas(scene.dir.path(), LAST, LAST)[0]).restarted);
+            host.write(LAST + 1);
+            host.send(scene.dir.path());
+            host.db.query_row("PRAGMA wal_checkpoint(FULL)", [], |_| Ok(())).expect("a checkpoint");
+            LAST + 2
+        };
+        host.write(k);
+        let path = scene.follower();
+        std::mem::forget(host);
+        let again = Bed::prepare(&path, 4096);
+        assert_eq!(read_state(&again.db).expect("a state"), k);
+        assert_eq!(again.freeze().expect("the commit").id.txid, TxId(k));
+    }
 }

@@ -159,3 +159,29 @@ fn an_empty_delta_moves_the_txid_alone() {
     drop(b);
     assert_eq!(Bed::prepare(&path, 4096).shared.durable(), TxId(2), "the seal is forgotten at the next open");
 }
+
+#[test]
+fn the_wal_does_not_start_again_under_a_reader_that_uses_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (a, b) = (Bed::prepare(&dir.path().join("a.db"), 4096), Bed::prepare(&dir.path().join("b.db"), 4096));
+    create(&a.db, 300);
+    b.apply(&a.send(dir.path()));
+    let reader = super::bed::connect(b.layout.main(), 4096);
+    let total = || -> i64 { reader.query_row("SELECT sum(n) FROM t", [], |row| row.get(0)).expect("a read") };
+    reader.execute_batch("BEGIN; PRAGMA cache_size=2").expect("begun");
+    let before = total();
+    let backfill = || b.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).expect("a checkpoint");
+    for k in 2..6 {
+        // The first time everything is backfilled, and the reader still reads it from the WAL.
+        backfill();
+        a.write(k);
+        assert!(!b.apply(&a.send(dir.path())).restarted);
+        assert_eq!(total(), before, "its snapshot changed");
+    }
+    reader.execute_batch("COMMIT").expect("ended");
+    backfill();
+    a.write(6);
+    assert!(b.apply(&a.send(dir.path())).restarted);
+    assert_eq!(read_state(&reader).expect("a state"), 6);
+    check_same(&a, &b);
+}

@@ -26,6 +26,7 @@ fn growing_shrinking_and_big_deltas_of_every_page_size() {
         let filled = b.apply(&a.send(dir.path()));
         println!("{page_size}: {filled:?}");
         assert!(page_size > 4096 || filled.frames > 4500, "only {} frames", filled.frames);
+        b.check_index();
         check_integrity(&b.db);
         for k in 2..20 {
             a.write(k);

@@ -75,6 +75,7 @@ impl Bed {
         let listed = crate::replica::bed::run(self.replica.list()).unwrap();
         let listed = listed.into_iter().find(|object| object.name == name(0, txid, txid)).unwrap();
         cache.map().apply(&[crate::replica::bed::run(self.replica.index(&listed)).unwrap()]).unwrap();
+        cache.set_clean(cache.end_epoch());
         self.bucket.take_gets();
     }
 }
