@@ -206,7 +206,7 @@ impl Database {
 
     /// Before a writer takes the WAL's WRITE lock (READ lock held, no other). Refuses with Busy or Fenced.
     pub(crate) fn before_write_lock(&self) -> Result<()> {
-        self.wait_for_room()?;
+        self.wait_to_begin()?;
         self.ensure_right()?;
         self.shared.note_lease_used(BootTime::now());
         *self.exclusive.lock() = ExclusiveWal::default();
@@ -228,9 +228,7 @@ impl Database {
     /// Before a write into the WAL file. A header (offset 0) ends the generation that the file holds; a frame header is
     /// remembered for connections that have no shared wal-index. `exclusive`: this connection makes no xShmLock calls.
     fn before_wal_write(&self, offset: u64, bytes: &[u8], exclusive: bool) -> Result<()> {
-        if !self.cache.make_room(bytes.len() as u64)? {
-            return Err(self.no_room());
-        }
+        self.wait_to_write(bytes.len() as u64)?;
         if exclusive {
             self.ensure_right()?;
         } else if exclusive::commit_in(offset, bytes, self.page_size).is_some() && !self.has_right() {

@@ -24,6 +24,10 @@ use crate::store::Generation;
 
 /// How long a writer waits for room before its transaction is refused.
 const ROOM_WAIT: Duration = Duration::from_secs(20);
+/// How long once everything is sent: then only a checkpoint could still help.
+const SETTLED_WAIT: Duration = Duration::from_millis(300);
+/// The share of the limit that is to be free when a transaction begins.
+const RESERVE: u64 = 4;
 /// How often it looks.
 const ROOM_POLL: Duration = Duration::from_millis(5);
 /// Epochs that wait for their checkpoint at a time; a later one covers all before it.
@@ -175,28 +179,46 @@ impl Database {
         runtime::wait(&what, STORE_WAIT, async move { replica.indexes(&chain).await })?
     }
 
-    /// Before a writer begins: waits until there is room, which uploads and checkpoints make.
+    /// Before a writer begins: waits until there is room for what it may write, which uploads and checkpoints make.
     ///
     /// # Errors
-    /// [`ErrorKind::Full`] when there is none in time.
-    pub(crate) fn wait_for_room(&self) -> Result<()> {
-        if self.has_room(0)? {
-            return Ok(());
+    /// [`ErrorKind::Full`] when there is none at all in time.
+    pub(crate) fn wait_to_begin(&self) -> Result<()> {
+        let Some((limit, _)) = self.cache.bounds() else { return Ok(()) };
+        if self.wait_for_room(limit / RESERVE)? || self.has_room(0)? { Ok(()) } else { Err(self.no_room()) }
+    }
+
+    /// Before so many bytes more are written: waits until they have room.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Full`] when they have none in time.
+    pub(crate) fn wait_to_write(&self, bytes: u64) -> Result<()> {
+        if self.cache.make_room(bytes)? || self.wait_for_room(bytes)? { Ok(()) } else { Err(self.no_room()) }
+    }
+
+    /// Waits as long as anything is being sent, or may be checkpointed, that would make room. Returns whether there is.
+    fn wait_for_room(&self, bytes: u64) -> Result<bool> {
+        if self.has_room(bytes)? {
+            return Ok(true);
         }
         let started = Instant::now();
+        let mut settled_since = started;
         self.urgent.fetch_add(1, Ordering::SeqCst);
-        let mut result = self.has_room(0);
-        while matches!(result, Ok(false)) && started.elapsed() < ROOM_WAIT {
+        let mut result = Ok(false);
+        while matches!(result, Ok(false)) && started.elapsed() < ROOM_WAIT && settled_since.elapsed() < SETTLED_WAIT {
             self.call_uploader(Instant::now());
             self.settled.1.wait_for(&mut self.settled.0.lock(), ROOM_POLL);
-            result = self.has_room(0);
+            if self.is_pending() {
+                settled_since = Instant::now();
+            }
+            result = self.has_room(bytes);
         }
         self.urgent.fetch_sub(1, Ordering::SeqCst);
-        if result? { Ok(()) } else { Err(self.no_room()) }
+        result
     }
 
     /// Whether so many bytes more have room; makes it by eviction.
-    pub(crate) fn has_room(&self, more: u64) -> Result<bool> {
+    fn has_room(&self, more: u64) -> Result<bool> {
         if self.cache.make_room(more)? {
             return Ok(true);
         }
@@ -204,7 +226,7 @@ impl Database {
         self.cache.make_room(more)
     }
 
-    pub(crate) fn no_room(&self) -> Error {
+    fn no_room(&self) -> Error {
         let (limit, used) = self.cache.bounds().unwrap_or_default();
         let why = self.last_error.lock().clone();
         let why = why.map_or_else(String::new, |why| format!("; the last upload failed: {why}"));

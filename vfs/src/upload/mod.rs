@@ -108,7 +108,7 @@ impl Database {
     }
 
     /// Whether something committed is not in the bucket.
-    fn is_pending(&self) -> bool {
+    pub(crate) fn is_pending(&self) -> bool {
         Capture::is_behind(&self.shared, self.committed().as_ref()) || self.shared.frozen() > self.shared.durable()
     }
 
