@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::emulator::Emulator;
-use crate::host::{Host, Session};
 use crate::judge::Judge;
+use crate::machine::{Host, Session};
 use crate::poll;
 use crate::proxy::{Class, Proxy};
 use crate::shell::Scratch;

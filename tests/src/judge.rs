@@ -12,8 +12,8 @@ use sqlite_gcs::delta::{self, Decoder};
 use sqlite_gcs::store::{self, Config, SharedStore, StoreError};
 
 use crate::emulator::Emulator;
-use crate::host::{Host, Written};
 use crate::litestream::{self, Point};
+use crate::machine::{Host, Written};
 use crate::shell::Scratch;
 
 /// How often each id is in table `t`.
@@ -72,12 +72,7 @@ impl Judge {
                 while decoder.next_page(&mut page).expect("a page").is_some() {
                     pages += 1;
                 }
-                Logged {
-                    min: header.min.0,
-                    max: header.max.0,
-                    level: level.parse().expect("a level"),
-                    pages,
-                }
+                Logged { min: header.min.0, max: header.max.0, level: level.parse().expect("a level"), pages }
             })
             .collect();
         log.sort();

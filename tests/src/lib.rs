@@ -7,11 +7,9 @@
 pub mod bed;
 pub mod emulator;
 pub mod host;
-<<<<<<< HEAD
-=======
 pub mod judge;
->>>>>>> tests3
 pub mod litestream;
+pub mod machine;
 pub mod proxy;
 pub mod shell;
 

@@ -76,7 +76,18 @@ fn a_bad_value_of_a_setting_is_refused_by_name_from_the_uri_and_from_the_environ
 fn a_bad_bucket_url_is_refused_with_the_accepted_forms() {
     let host = Host::new();
     let file = host.path(NAME);
-    for bucket in ["tbkt", "s3://tbkt", "gs://", "gs://UPPER", "gs://a/../b", "gs://abc//d", "file://relative/dir", "file:///", "gs://abc/%252e%252e", "file:///tmp/../etc"] {
+    for bucket in [
+        "tbkt",
+        "s3://tbkt",
+        "gs://",
+        "gs://UPPER",
+        "gs://a/../b",
+        "gs://abc//d",
+        "file://relative/dir",
+        "file:///",
+        "gs://abc/%252e%252e",
+        "file:///tmp/../etc",
+    ] {
         let uri = format!("file:{}?vfs=gcs&bucket={bucket}", file.display());
         refused(&python(&uri, "CREATE TABLE t(a)").run(), &["bucket URL", "accepted are gs://bucket"]);
     }
@@ -202,7 +213,9 @@ fn a_corrupt_page_in_an_object_is_an_error_of_the_read_that_needs_it() {
     let name = delta.file_name().expect("a name").to_string_lossy().into_owned();
     let whole = std::fs::read(&delta).expect("the delta");
     // The first frame: page number, flags, length, then LZ4.
-    for (what, at, field) in [("page number", 103, "page number"), ("flags", 105, "flags"), ("length", 106, "length"), ("page", 115, "page")] {
+    for (what, at, field) in
+        [("page number", 103, "page number"), ("flags", 105, "flags"), ("length", 106, "length"), ("page", 115, "page")]
+    {
         let mut bytes = whole.clone();
         bytes[at..at + 3].fill(0xee);
         std::fs::write(&delta, &bytes).expect("damaged");
@@ -248,7 +261,9 @@ fn a_log_without_its_beginning_is_refused() {
 fn stray_objects_in_the_replica_are_nobodys() {
     let host = Host::new();
     let live = five_deltas(&host);
-    for stray in ["README", "ltx/0/notes.txt", "ltx/x/0000000000000001-0000000000000001.ltx", "ltx/0/0-1.ltx", "gcs/else@x"] {
+    for stray in
+        ["README", "ltx/0/notes.txt", "ltx/x/0000000000000001-0000000000000001.ltx", "ltx/0/0-1.ltx", "gcs/else@x"]
+    {
         let path = host.objects(NAME).join(stray);
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
         std::fs::write(path, "not ours").expect("written");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use sqlite_gcs_tests::bed::Bed;
-use sqlite_gcs_tests::host::{FENCED, Host, Load, Session};
+use sqlite_gcs_tests::machine::{FENCED, Host, Load, Session};
 use sqlite_gcs_tests::proxy::{Class, Fault};
 
 const READONLY: i64 = 8;
@@ -41,7 +41,10 @@ fn a_commit_after_a_freeze_that_cost_the_lease_goes_on_top_of_the_other_writer()
 fn a_transaction_that_was_open_during_the_freeze_is_refused_at_its_commit() {
     let bed = Bed::new();
     for durability in ["commit", "strict", "background"] {
-        let (one, two) = (bed.host(&format!("a-{durability}"), &format!("durability={durability}&lease_ttl=5s")), bed.host(&format!("b-{durability}"), "durability=commit&lease_ttl=5s"));
+        let (one, two) = (
+            bed.host(&format!("a-{durability}"), &format!("durability={durability}&lease_ttl=5s")),
+            bed.host(&format!("b-{durability}"), "durability=commit&lease_ttl=5s"),
+        );
         let mut a = one.open();
         a.sql("CREATE TABLE IF NOT EXISTS t(id INTEGER, text TEXT)").unwrap();
         a.sql("PRAGMA gcs_flush").unwrap();
@@ -71,9 +74,7 @@ fn lose_a_range(bed: &Bed, one: &Host, stall: bool) -> (Session, Session) {
     a.sql("PRAGMA gcs_flush").unwrap();
     let mut b = bed.host("b", "durability=commit&lease_ttl=5s").open();
     if stall {
-        bed.proxy.rule(|request| {
-            (request.class == Class::Put && request.path.contains("ltx")).then_some(Fault::Stall)
-        });
+        bed.proxy.rule(|request| (request.class == Class::Put && request.path.contains("ltx")).then_some(Fault::Stall));
     }
     a.sql("INSERT INTO t VALUES (2, 'lost')").unwrap();
     a.sql("INSERT INTO t VALUES (3, 'lost')").unwrap();

@@ -5,8 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use sqlite_gcs_tests::bed::Bed;
-use sqlite_gcs_tests::host::{BUSY, Load};
 use sqlite_gcs_tests::judge::assert_kept;
+use sqlite_gcs_tests::machine::{BUSY, Load};
 
 #[test]
 fn an_idle_writer_gives_the_lease_back_and_then_asks_nothing() {
@@ -112,7 +112,12 @@ fn two_hosts_that_write_all_the_time_take_turns() {
         thread::sleep(Duration::from_millis(20));
     }
     let (a_wrote, b_wrote) = (a.end_write(&of_a), b.end_write(&of_b));
-    eprintln!("{} and {} rows in {} turns, {reads} reads", a_wrote.acknowledged.len(), b_wrote.acknowledged.len(), turns.len());
+    eprintln!(
+        "{} and {} rows in {} turns, {reads} reads",
+        a_wrote.acknowledged.len(),
+        b_wrote.acknowledged.len(),
+        turns.len()
+    );
     assert!(a_wrote.failed.is_empty() && b_wrote.failed.is_empty(), "{:?} {:?}", a_wrote.failed, b_wrote.failed);
     assert!(turns.len() >= 3, "{turns:?}");
     for turn in turns.windows(2).skip(1) {

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use sqlite_gcs_tests::bed::Bed;
-use sqlite_gcs_tests::host::{BUSY, FENCED, Host, Load, UNAVAILABLE, Written};
 use sqlite_gcs_tests::judge::assert_kept;
+use sqlite_gcs_tests::machine::{BUSY, FENCED, Host, Load, UNAVAILABLE, Written};
 use sqlite_gcs_tests::proxy::Fault;
 
 /// What becomes of a host at the end of a round.
@@ -132,9 +132,9 @@ fn break_things(bed: &Bed, seed: u64, over: &AtomicBool) {
             7 => Fault::Stall,
             _ => Fault::StallAfter,
         };
-        let mut dice = random.fork();
+        let dice = std::sync::Mutex::new(random.fork());
         bed.proxy.set_delay(Duration::from_millis(random.u64(..30)));
-        bed.proxy.rule(move |_| (dice.u8(..10) == 0).then(|| fault.clone()));
+        bed.proxy.rule(move |_| (dice.lock().unwrap().u8(..10) == 0).then(|| fault.clone()));
         rest(Duration::from_millis(random.u64(200..1500)), over);
         bed.proxy.heal();
         bed.proxy.release();
@@ -186,7 +186,10 @@ fn what_is_missing_was_named(plan: &Plan, seed: u64) {
 }
 
 fn seed() -> u64 {
-    std::env::var("SQLITE_GCS_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..1 << 32))
+    std::env::var("SQLITE_GCS_TEST_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| fastrand::u64(..1 << 32))
 }
 
 #[test]
@@ -219,6 +222,9 @@ fn a_hundred_rounds_of_two_and_of_four_hosts_lose_and_double_nothing() {
 #[ignore = "ten minutes and more"]
 fn a_hundred_rounds_in_the_background_name_what_is_missing() {
     for hosts in [2, 4] {
-        what_is_missing_was_named(&Plan { hosts, rounds: 100, durability: "background", ends: KEPT, faults: true }, seed());
+        what_is_missing_was_named(
+            &Plan { hosts, rounds: 100, durability: "background", ends: KEPT, faults: true },
+            seed(),
+        );
     }
 }

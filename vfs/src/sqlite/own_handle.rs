@@ -189,7 +189,7 @@ impl WalIndex for OwnHandle {
         let mut state = self.state.lock();
         let Some(OpenFile { file, .. }) = state.file.as_ref().filter(|_| state.region.is_some()) else { return false };
         let taken = file.shm_lock(ffi::SHM_WRITE, 1, ffi::SHM_LOCK | ffi::SHM_EXCLUSIVE) == ffi::OK;
-        state.holds_write = taken;
+        state.holds_write |= taken;
         taken
     }
 

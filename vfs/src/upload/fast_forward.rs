@@ -39,12 +39,14 @@ impl Database {
         let from = self.shared.durable();
         for object in chain.iter().flat_map(|chain| &chain.objects).filter(|object| object.name.max > from) {
             let bytes = self.fetch(object)?;
-            let id = ObjectId { txid: object.name.max, size: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
+            let found = ObjectId { txid: object.name.max, size: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
+            // The log knows its head by the delta, also where a compacted object ends at the same TXID.
+            let id = if found.txid == head.txid { head } else { found };
             if let Some(end) = self.apply_within(&bytes, id, deadline)? {
                 self.remember_applied(object, end, &bytes)?;
             }
         }
-        // A compacted object ends at the same TXID, but the log knows its head by the delta.
+        // Where the delta itself is compacted away, the database is at its TXID all the same.
         self.change_state(|state| {
             if state.durable_txid() == head.txid {
                 state.protocol.durable = Some(head);
