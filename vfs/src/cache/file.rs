@@ -28,6 +28,7 @@ use crate::cache::background::Background;
 use crate::cache::flights::{Flights, Planned, Turn};
 use crate::cache::pages::{Pages, Stamps, identity};
 use crate::cache::presence::Presence;
+use crate::cache::room::{Others, Room};
 use crate::cache::streams::Streams;
 use crate::error::{Error, ErrorKind, Result};
 use crate::page::{PageCount, PageSize, Pgno};
@@ -118,7 +119,10 @@ impl CacheFile {
         let presence = Presence::create(dir, map.page_size(), map.pages(), identity)?;
         let cache = CacheFile::of(main, file, presence, map, source);
         for pgno in (1..=cache.total().0).map(Pgno) {
-            cache.pages.presence.lock(cache.pages.presence.unit_of(pgno))?.set(pgno);
+            let unit = cache.pages.presence.lock(cache.pages.presence.unit_of(pgno))?;
+            // It is in no bucket yet.
+            unit.count_write();
+            unit.set(pgno);
         }
         cache.map.publish()?;
         cache.pages.presence.publish()?;
@@ -151,7 +155,7 @@ impl CacheFile {
     fn of(main: &Path, file: File, presence: Presence, map: PageMap, source: PageSource) -> CacheFile {
         let page_size = map.page_size();
         CacheFile {
-            pages: Arc::new(Pages { path: main.into(), file, page_size, presence }),
+            pages: Arc::new(Pages { path: main.into(), file, page_size, presence, room: OnceLock::new() }),
             map,
             source,
             read_ahead: ReadAhead::default(),
@@ -167,6 +171,39 @@ impl CacheFile {
     pub fn on_moved(&self, plan_anew: impl Fn(&Error) -> Result<()> + Send + Sync + 'static) {
         // Set once by the engine; a second one is not used.
         let _ = self.on_moved.set(Box::new(plan_anew));
+    }
+
+    /// Bounds what everything local takes to so many bytes; `others` says what the files take that are not this one. Once.
+    pub(crate) fn bound(&self, limit: u64, others: Others) {
+        // Set once by the engine; a second one is not used.
+        let _ = self.pages.room.set(Room::new(limit, others));
+        let most = (limit / 8 / u64::from(self.page_size().bytes())).min(u32::MAX.into()) as u32;
+        self.streams.set_most(most);
+    }
+
+    /// Sees to it that `more` bytes have room, by eviction; false where only what must stay is left.
+    pub(crate) fn make_room(&self, more: u64) -> Result<bool> {
+        self.pages.room.get().map_or(Ok(true), |room| room.make(&self.pages, more))
+    }
+
+    /// What everything local may take, and takes, in bytes; `None` where there is no bound.
+    pub(crate) fn bounds(&self) -> Option<(u64, u64)> {
+        self.pages.room.get().map(|room| (room.limit(), room.used(&self.pages)))
+    }
+
+    /// Ends an epoch of checkpoints: before looking at what is committed. See `room.rs`.
+    pub(crate) fn end_epoch(&self) -> u64 {
+        self.pages.presence.end_epoch()
+    }
+
+    /// What was committed when this epoch ended is in the bucket, checkpointed, and in the map.
+    pub(crate) fn set_clean(&self, epoch: u64) {
+        self.pages.presence.set_clean(epoch);
+    }
+
+    /// Whether a checkpoint wrote something that is not known to be in the map.
+    pub(crate) fn has_unclean(&self) -> bool {
+        self.pages.presence.has_unclean()
     }
 
     /// The page map.
@@ -259,6 +296,7 @@ impl CacheFile {
             }
             let code = base();
             if self.pages.clears(first, last) == before {
+                self.pages.presence.use_unit(self.pages.presence.unit_of(last));
                 self.look_ahead(last);
                 return Ok(code);
             }
@@ -332,6 +370,7 @@ impl CacheFile {
         if first_unit != last_unit {
             // Never by SQLite, whose writes are of one page.
             let tail = self.pages.presence.lock_from(first)?;
+            (first.0..=last.0).for_each(|pgno| tail.count_write(Pgno(pgno)));
             let code = base();
             if code == 0 {
                 (first.0..=last.0).for_each(|pgno| tail.set(Pgno(pgno)));
@@ -340,9 +379,9 @@ impl CacheFile {
             return Ok(code);
         }
         let unit = self.pages.presence.lock(first_unit)?;
+        unit.count_write();
         let code = base();
         if code == 0 {
-            unit.count_write();
             (first.0..=last.0).for_each(|pgno| unit.set(Pgno(pgno)));
             self.pages.presence.raise_pages(PageCount(last.0))?;
         }

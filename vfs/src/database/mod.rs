@@ -12,6 +12,7 @@ mod status;
 mod strict;
 mod waiting;
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -24,6 +25,7 @@ use self::exclusive::ExclusiveWal;
 use crate::apply::index::IndexWriter;
 use crate::apply::{Applier, Outcome};
 use crate::cache::file::CacheFile;
+use crate::cache::pending::PendingDeltas;
 use crate::capture::index::{self, Committed};
 use crate::capture::{self, Capture};
 use crate::config::{Config, Durability};
@@ -34,7 +36,7 @@ use crate::local::locks::{self, HostMutex, LockByte, Mode};
 use crate::local::shared::{BootTime, Shared};
 use crate::log;
 use crate::outbox::Outbox;
-use crate::page::PageSize;
+use crate::page::{PageSize, TxId};
 use crate::per_process;
 use crate::protocol::ObjectId;
 use crate::replica::names::Replica;
@@ -114,6 +116,9 @@ pub(crate) struct Database {
     nonce: u64,
     /// Which process made it, counted in forks.
     generation: u32,
+    /// Deltas that are in the bucket and not in the page map yet, and the epochs of checkpoints that wait for them.
+    pub(crate) pending: PendingDeltas,
+    pub(crate) epochs: Mutex<VecDeque<(u64, TxId)>>,
     /// Held for the whole life: shared with the other processes that have the database open.
     members: std::fs::File,
     index: Mutex<Option<Arc<dyn WalIndex>>>,
@@ -152,6 +157,8 @@ impl Database {
         // The cell is new, so this is the one time that it is set.
         let _ = database.me.set(Arc::downgrade(&database));
         forked::EVER_OPENED.store(true, Ordering::Relaxed);
+        let me = Arc::downgrade(&database);
+        database.cache.on_moved(move |why| me.upgrade().map_or(Ok(()), |database| database.plan_anew(why)));
         waiting::remember(&database);
         // What an earlier process left is sent without waiting for a commit.
         database.call_uploader(Instant::now());
@@ -206,6 +213,7 @@ impl Database {
     /// Before a writer takes the WAL's WRITE lock (READ lock held, no other). Refuses with Busy or Fenced.
     pub(crate) fn before_write_lock(&self) -> Result<()> {
         self.check_process()?;
+        self.wait_to_begin()?;
         self.ensure_right()?;
         self.shared.note_lease_used(BootTime::now());
         *self.exclusive.lock() = ExclusiveWal::default();
@@ -231,6 +239,7 @@ impl Database {
     /// remembered for connections that have no shared wal-index. `exclusive`: this connection makes no xShmLock calls.
     fn before_wal_write(&self, offset: u64, bytes: &[u8], exclusive: bool) -> Result<()> {
         self.check_process()?;
+        self.wait_to_write(bytes.len() as u64)?;
         if exclusive {
             self.ensure_right()?;
         } else if exclusive::commit_in(offset, bytes, self.page_size).is_some() && !self.has_right() {
@@ -325,6 +334,11 @@ impl Database {
         if let Some(turn) = self.as_turn() {
             pump::forget(&turn);
         }
+    }
+
+    /// Our own handle's view of the wal-index.
+    pub(crate) fn wal_index(&self) -> Option<Arc<dyn WalIndex>> {
+        self.index.lock().clone()
     }
 
     /// Keeps the writers of all processes out while the result lives; `None` if one is writing, or where that cannot be known.
@@ -441,7 +455,7 @@ impl Database {
         self.me.get().and_then(std::sync::Weak::upgrade).map(|me| me as Arc<dyn Turn>)
     }
 
-    fn call_uploader(&self, due: Instant) {
+    pub(crate) fn call_uploader(&self, due: Instant) {
         if let Some(turn) = self.as_turn()
             && let Err(e) = pump::call(&turn, due)
         {

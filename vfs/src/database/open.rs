@@ -25,7 +25,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::{Database, OpenRequest};
+use crate::cache::default_size::default_size;
 use crate::cache::file::{CacheFile, MAGIC, MASK};
+use crate::cache::pending::PendingDeltas;
 use crate::capture::index::Committed;
 use crate::capture::position::Position;
 use crate::capture::{Capture, Freeze};
@@ -136,6 +138,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         opened.requests
     );
     let lock = opening.layout.lock();
+    opening.bound(&cache);
     Ok(Database {
         durability: RwLock::new(opening.config.durability),
         page_size: cache.page_size(),
@@ -143,6 +146,8 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         capture: HostMutex::new(&lock, LockByte::Capture, Capture::open(&opening.layout, &opening.outbox)?)?,
         nonce: state.protocol.nonce.0,
         generation: crate::per_process::generation(),
+        pending: PendingDeltas::of(opening.layout.dir()),
+        epochs: Mutex::default(),
         uploader: HostMutex::new(&lock, LockByte::Upload, ())?,
         lease_lane: HostMutex::new(&lock, LockByte::Lease, ())?,
         state_lock: HostMutex::new(&lock, LockByte::State, ())?,
@@ -285,6 +290,7 @@ impl Opening<'_> {
     /// A new database: one pre-written page, no object in the bucket until the first commit.
     fn create(&self) -> Result<Ready> {
         let page_size = self.config.page_size;
+        PendingDeltas::of(self.layout.dir()).clear()?;
         let map = PageMap::create(self.layout.dir(), page_size)?;
         let cache = CacheFile::create(self.layout.dir(), self.layout.main(), map, self.source())?;
         cache.put_page(Pgno::ONE, &crate::sqlite::header::new_database_header(page_size))?;
@@ -315,6 +321,7 @@ impl Opening<'_> {
         for id in &state.protocol.outbox {
             indexes.push(self.local_index(&self.outbox.envelope(id.txid)?)?);
         }
+        PendingDeltas::of(self.layout.dir()).clear()?;
         let map = PageMap::create(self.layout.dir(), page_size)?;
         map.rebuild(&indexes)?;
         let cache = CacheFile::create(self.layout.dir(), self.layout.main(), map, self.source())?;
@@ -388,6 +395,11 @@ impl Opening<'_> {
                 }
                 if is_whole && let Ok(cache) = self.open_cache() {
                     cache.recount();
+                    if verdict == Verdict::Continues
+                        && let Some(chain) = &chain
+                    {
+                        self.bring_map_up(&cache, state.durable_txid(), chain)?;
+                    }
                     return match (verdict, chain) {
                         (Verdict::Behind(_), Some(chain)) => self.catch_up(cache, state, &chain, log.head(), committed),
                         _ => self.start(cache, state, false),
@@ -402,6 +414,34 @@ impl Opening<'_> {
                 let page_size = self.page_size(&state)?;
                 self.build_cold(Vec::new(), page_size, state)
             }
+        }
+    }
+
+    /// Brings the page map up to the durable delta: what earlier processes remembered, else what the bucket says. Nobody reads an
+    /// older state any more, so it does not matter what of it is backfilled.
+    fn bring_map_up(&self, cache: &CacheFile, durable: TxId, chain: &Chain) -> Result<()> {
+        let pending = PendingDeltas::of(self.layout.dir());
+        for (delta, index) in pending.list().unwrap_or_default() {
+            if delta.min <= cache.map().txid().0 + 1 && delta.max <= durable.0 {
+                cache.map().apply(&[index])?;
+            }
+        }
+        let known = cache.map().txid();
+        if known < durable {
+            let newer = chain.objects.iter().filter(|o| o.name.max > known).cloned().collect();
+            cache.map().apply(&self.indexes(&Chain { objects: newer })?)?;
+        }
+        pending.clear()
+    }
+
+    /// Bounds what everything local takes.
+    fn bound(&self, cache: &CacheFile) {
+        let layout = self.layout.clone();
+        let used = u64::from(cache.present()) * u64::from(cache.page_size().bytes());
+        let folder = layout.main().parent().unwrap_or(Path::new("/")).to_owned();
+        let size = self.config.cache_size.or_else(|| default_size(&folder, used + layout.beside_bytes()));
+        if let Some(limit) = size.filter(|&limit| limit > 0) {
+            cache.bound(limit, Box::new(move || layout.beside_bytes()));
         }
     }
 
@@ -472,6 +512,7 @@ impl Opening<'_> {
             .collect();
         let pages = last.commit;
         cache.map().apply(&indexes)?;
+        PendingDeltas::of(self.layout.dir()).clear()?;
         cache.forget(changed)?;
         cache.set_size(pages)?;
         remove(&self.layout.wal())?;

@@ -73,6 +73,8 @@ impl Database {
             "lag_ms": lag_ms,
             "outbox_deltas": outbox.len(),
             "outbox_bytes": outbox_bytes + self.shared.saved_bytes(),
+            "cache_size": self.cache.bounds().map_or(0, |(limit, _)| limit),
+            "local_bytes": self.cache.bounds().map_or(0, |(_, used)| used),
             "page_size": self.page_size.bytes(),
             "pages_present": self.cache.present(),
             "pages_total": pages.0,

@@ -12,6 +12,7 @@
 pub(crate) mod driver;
 mod fast_forward;
 mod lease;
+mod map;
 pub(crate) mod pump;
 
 use std::collections::BTreeMap;
@@ -85,11 +86,17 @@ impl Database {
                     return Ok(Instant::now() + if urgent { BUSY_URGENT } else { BUSY });
                 };
                 self.shared.set_last_put(BootTime::now());
+                let epoch = self.end_epoch();
                 self.freeze_committed()?;
+                self.note_epoch(epoch);
                 self.append_all(Instant::now() + APPEND_WAIT)?;
+                self.update_map()?;
             }
         }
         let is_pending = self.is_pending();
+        if !is_pending {
+            self.update_map_when_idle()?;
+        }
         if is_pending {
             // It came during the turn, and is due when the interval is over.
             next = next.min(Instant::now() + self.until_due(BootTime::now()));
@@ -101,7 +108,7 @@ impl Database {
     }
 
     /// Whether something committed is not in the bucket.
-    fn is_pending(&self) -> bool {
+    pub(crate) fn is_pending(&self) -> bool {
         Capture::is_behind(&self.shared, self.committed().as_ref()) || self.shared.frozen() > self.shared.durable()
     }
 
@@ -112,7 +119,7 @@ impl Database {
                 Some(Appended::Durable(id)) => {
                     *self.last_error.lock() = None;
                     log::debug!("{}: {} is durable", self.replica.place(), id.txid);
-                    self.outbox.remove(id.txid)?;
+                    self.remember_uploaded(id)?;
                 }
                 Some(Appended::Nothing) => return Ok(()),
                 Some(Appended::SteppedOver) => {}
