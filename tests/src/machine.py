@@ -50,7 +50,7 @@ class Host:
 
     # Threads with a connection each insert the rows that fall to them, one a transaction, for so many seconds or until each has
     # `most` of them. Says {"ack": id} after each one; opens anew after an error that waiting does not mend.
-    def do_write(self, uri, threads, first, seconds, most, timeout, pause):
+    def do_write(self, uri, threads, first, seconds, most, timeout, pause, bytes):
         end = time.monotonic() + seconds
 
         def run(number):
@@ -61,7 +61,7 @@ class Host:
                 try:
                     if db is None:
                         db = open_(uri, timeout)
-                    db.execute("INSERT INTO t VALUES (?, ?)", (id, "x" * 100))
+                    db.execute("INSERT INTO t VALUES (?, ?)", (id, "x" * bytes))
                     say(ack=id)
                 except Exception as error:
                     say(failed=id, **failure(error))

@@ -264,10 +264,10 @@ impl Session {
 
     /// Begins to insert.
     pub fn begin_write(&mut self, load: &Load) {
-        let Load { threads, first, seconds, most, timeout, pause } = *load;
+        let Load { threads, first, seconds, most, timeout, pause, bytes } = *load;
         let command = json!({
             "do": "write", "uri": self.uri, "threads": threads, "first": first, "seconds": seconds, "most": most,
-            "timeout": timeout, "pause": pause,
+            "timeout": timeout, "pause": pause, "bytes": bytes,
         });
         self.send(&command);
     }
@@ -357,11 +357,13 @@ pub struct Load {
     pub timeout: f64,
     /// Seconds between the rows of a thread.
     pub pause: f64,
+    /// Bytes of text in each row.
+    pub bytes: u32,
 }
 
 impl Default for Load {
     fn default() -> Load {
-        Load { threads: 1, first: 0, seconds: 30.0, most: u32::MAX, timeout: 20.0, pause: 0.0 }
+        Load { threads: 1, first: 0, seconds: 30.0, most: u32::MAX, timeout: 20.0, pause: 0.0, bytes: 100 }
     }
 }
 

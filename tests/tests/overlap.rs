@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,7 +37,7 @@ struct Plan {
 /// Runs the plan and returns, per host, what it wrote.
 fn run(bed: &Bed, plan: &Plan, seed: u64) -> Vec<(Host, Vec<Written>)> {
     eprintln!("seed {seed}");
-    let settings = format!("durability={}&lease_ttl=5s&flush_interval=100ms", plan.durability);
+    let settings = format!("durability={}&lease_ttl=5s&flush_interval=1s&request_timeout=2s", plan.durability);
     let mut first = bed.with_table("h0", &settings);
     first.sql("PRAGMA gcs_flush").unwrap();
     first.quit();
@@ -75,7 +76,7 @@ fn live(host: &Host, plan: &Plan, mut random: fastrand::Rng, rounds: &AtomicU32,
         let end = random.choice(plan.ends).copied().unwrap();
         let load = Load {
             first: next.fetch_add(100_000, Ordering::SeqCst),
-            seconds: 0.5 + random.f64() * 2.0,
+            seconds: 0.5 + random.f64() * 4.0,
             timeout: 10.0,
             pause: 0.01,
             ..Load::default()
@@ -132,7 +133,7 @@ fn break_things(bed: &Bed, seed: u64, over: &AtomicBool) {
             7 => Fault::Stall,
             _ => Fault::StallAfter,
         };
-        let dice = std::sync::Mutex::new(random.fork());
+        let dice = Mutex::new(random.fork());
         bed.proxy.set_delay(Duration::from_millis(random.u64(..30)));
         bed.proxy.rule(move |_| (dice.lock().unwrap().u8(..10) == 0).then(|| fault.clone()));
         rest(Duration::from_millis(random.u64(200..1500)), over);

@@ -11,6 +11,8 @@
 //! | `flush_interval` | duration | `1s` | every commit is sent at once |
 //! | `page_size` | bytes, of a new database | `4096` | refused |
 //! | `lease_ttl` | duration, 5 s to 10 min | `40s` | refused |
+//! | `request_timeout` | duration, 100 ms to 10 min: how long a request may go without an answer before it is made again, and how long a writer waits for the lease | `10s` | refused |
+//! | `commit_timeout` | duration, 100 ms to 1 h: how long a COMMIT (`commit`, `strict`), `gcs_flush` and a close wait for the bucket | `30s` | refused |
 //! | `sigterm` | `flush` or `ignore` | `ignore` | - |
 //!
 //! Durations take `ms`, `s`, `m`, `h`; sizes take `KB`, `MB`, `GB` (powers of 1024) or plain bytes.
@@ -65,12 +67,17 @@ pub struct Config {
     pub page_size: PageSize,
     /// How long the right to append lasts without being renewed.
     pub lease_ttl: Duration,
+    /// How long a request may go without an answer before it is made again.
+    pub request_timeout: Duration,
+    /// How long a COMMIT that waits, `gcs_flush` and a close wait for the bucket.
+    pub commit_timeout: Duration,
     /// Whether SIGTERM uploads what is committed before the process ends.
     pub sigterm_flush: bool,
 }
 
 /// The names that a URI may carry, as an error message lists them.
-const NAMES: &str = "bucket, durability, flush_interval, lease_ttl, page_size, sigterm";
+const NAMES: &str =
+    "bucket, commit_timeout, durability, flush_interval, lease_ttl, page_size, request_timeout, sigterm";
 
 impl Config {
     /// Parses the parameters of a URI over the values of the environment (`env` looks up one variable).
@@ -108,12 +115,30 @@ impl Config {
         if !(Duration::from_secs(5)..=Duration::from_secs(600)).contains(&lease_ttl) {
             return Err(refuse(format!("lease_ttl is {lease_ttl:?}; accepted is 5s to 10m")));
         }
+        let within = |name: &str, default: u64, most: u64, accepted: &str| {
+            let limits = Duration::from_millis(100)..=Duration::from_secs(most);
+            match duration(name, value(name), Duration::from_secs(default))? {
+                time if limits.contains(&time) => Ok(time),
+                time => Err(refuse(format!("{name} is {time:?}; accepted is {accepted}"))),
+            }
+        };
+        let request_timeout = within("request_timeout", 10, 600, "100ms to 10m")?;
+        let commit_timeout = within("commit_timeout", 30, 3600, "100ms to 1h")?;
         let sigterm_flush = match value("sigterm").as_deref() {
             None | Some("ignore") => false,
             Some("flush") => true,
             Some(text) => return Err(refuse_value("sigterm", text, "flush or ignore")),
         };
-        Ok(Config { bucket, durability, flush_interval, page_size, lease_ttl, sigterm_flush })
+        Ok(Config {
+            bucket,
+            durability,
+            flush_interval,
+            page_size,
+            lease_ttl,
+            request_timeout,
+            commit_timeout,
+            sigterm_flush,
+        })
     }
 }
 
@@ -178,6 +203,8 @@ mod tests {
             (vec![bucket, ("flush_interval", "99999999999999999999s")], "flush_interval", "ms"),
             (vec![bucket, ("page_size", "1000")], "page_size", "512"),
             (vec![bucket, ("lease_ttl", "0")], "lease_ttl", "5s"),
+            (vec![bucket, ("request_timeout", "5ms")], "request_timeout", "100ms"),
+            (vec![bucket, ("commit_timeout", "2h")], "commit_timeout", "1h"),
             (vec![bucket, ("sigterm", "1")], "sigterm", "flush"),
         ] {
             let error = parse(&parameters, &[]).expect_err("a refusal");

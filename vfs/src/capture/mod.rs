@@ -131,9 +131,24 @@ impl Capture {
             shared.set_saved_bytes(end);
         }
         position.closed = true;
+        let lacks = |c: &Committed| c.salts == before.salts && c.frames < before.frames;
+        if !before.closed && committed.is_some_and(lacks) {
+            // A strict commit was frozen, and its frames never became one: the log is ahead of what goes into the cache.
+            self.note_behind()?;
+        }
         self.close_generation(&before, &position, committed, wal.as_ref())?;
         shared.set_position(&position);
         Ok(())
+    }
+
+    /// Says on the disk, before the WAL that would show it is gone, that the cache lacks what was frozen.
+    fn note_behind(&self) -> Result<()> {
+        let path = self.layout.state();
+        let _held = self.state_lock.lock_within(STATE_WAIT, "the state lock")?;
+        match State::load(&path)? {
+            Some(state) if !state.behind => State { behind: true, ..state }.save(&path),
+            _ => Ok(()),
+        }
     }
 
     /// Makes it survive a crash that the generation is captured to its end, and that what was applied to it counts.
@@ -348,24 +363,7 @@ impl Capture {
 
     /// What is committed in a WAL that no process has open: its frames up to the last commit, as recovery will find them.
     pub(crate) fn committed_in_file(&self) -> Result<Option<Committed>> {
-        let Some(file) = self.wal_file()? else { return Ok(None) };
-        let Some(wal) = wal_header(&file, &self.name())? else { return Ok(None) };
-        let frame_bytes = FRAME_HEADER as u64 + u64::from(wal.page_size.bytes());
-        let size = file.metadata().map_err(|e| Error::local(format_args!("looking at {}", self.name()), &e))?.len();
-        let count = ((size - HEADER as u64) / frame_bytes) as u32;
-        let mut running = wal.checksum;
-        let mut committed = None;
-        let mut frame = vec![0; frame_bytes as usize];
-        for number in 1..=count {
-            let at = WalHeader::frame_offset(wal.page_size, number);
-            file.read_exact_at(&mut frame, at)
-                .map_err(|e| Error::local(format_args!("reading frame {number} of {}", self.name()), &e))?;
-            let Some(header) = wal::FrameHeader::verify(&frame, &wal, &mut running) else { break };
-            if let Some(pages) = header.commit {
-                committed = Some(Committed { salts: wal.salts, frames: number, pages, page_size: wal.page_size });
-            }
-        }
-        Ok(committed)
+        committed_in_file(&self.layout)
     }
 
     /// The pages that frames of the WAL hold, whoever captured them.
@@ -389,16 +387,45 @@ impl Capture {
 
     /// The WAL as it is now; it comes and goes with SQLite's connections, so it is opened for each capture.
     fn wal_file(&self) -> Result<Option<File>> {
-        match File::open(self.layout.wal()) {
-            Ok(file) => Ok(Some(file)),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::local(format_args!("opening {}", self.name()), &e)),
-        }
+        wal_file(&self.layout)
     }
 
     fn name(&self) -> String {
         self.layout.wal().display().to_string()
     }
+}
+
+/// The WAL as it is now.
+fn wal_file(layout: &Layout) -> Result<Option<File>> {
+    let path = layout.wal();
+    match File::open(&path) {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::local(format_args!("opening {}", path.display()), &e)),
+    }
+}
+
+/// See [`Capture::committed_in_file`].
+pub(crate) fn committed_in_file(layout: &Layout) -> Result<Option<Committed>> {
+    let name = layout.wal().display().to_string();
+    let Some(file) = wal_file(layout)? else { return Ok(None) };
+    let Some(wal) = wal_header(&file, &name)? else { return Ok(None) };
+    let frame_bytes = FRAME_HEADER as u64 + u64::from(wal.page_size.bytes());
+    let size = file.metadata().map_err(|e| Error::local(format_args!("looking at {name}"), &e))?.len();
+    let count = ((size - HEADER as u64) / frame_bytes) as u32;
+    let mut running = wal.checksum;
+    let mut committed = None;
+    let mut frame = vec![0; frame_bytes as usize];
+    for number in 1..=count {
+        let at = WalHeader::frame_offset(wal.page_size, number);
+        file.read_exact_at(&mut frame, at)
+            .map_err(|e| Error::local(format_args!("reading frame {number} of {name}"), &e))?;
+        let Some(header) = wal::FrameHeader::verify(&frame, &wal, &mut running) else { break };
+        if let Some(pages) = header.commit {
+            committed = Some(Committed { salts: wal.salts, frames: number, pages, page_size: wal.page_size });
+        }
+    }
+    Ok(committed)
 }
 
 /// Whether the WAL holds committed frames behind a position.

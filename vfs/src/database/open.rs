@@ -106,7 +106,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
     })?;
     let url: BucketUrl = config.bucket.parse()?;
     url.join(name)?;
-    let replica = Replica::new(store::open(&url, store::Config::from_environment()), name);
+    let replica = Replica::new(store::open(&url, store_config(&config)), name);
     let layout = Layout::of(&request.path);
     let had_directory = layout.dir().exists();
     layout.create()?;
@@ -142,6 +142,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         cache,
         capture: HostMutex::new(&lock, LockByte::Capture, Capture::open(&opening.layout, &opening.outbox)?)?,
         nonce: state.protocol.nonce.0,
+        generation: crate::per_process::generation(),
         uploader: HostMutex::new(&lock, LockByte::Upload, ())?,
         lease_lane: HostMutex::new(&lock, LockByte::Lease, ())?,
         state_lock: HostMutex::new(&lock, LockByte::State, ())?,
@@ -348,7 +349,7 @@ impl Opening<'_> {
         // A delta that was frozen before its commit was written, or frames that are gone: the cache is behind the log.
         let is_behind =
             !position.closed && committed.is_none_or(|c| c.salts != position.salts || c.frames < position.frames);
-        let is_whole = is_whole && !is_behind;
+        let is_whole = is_whole && !is_behind && !state.behind;
         self.freeze_wal(&mut capture, &state, position, committed, is_whole)?;
         let frozen = self.outbox.list()?;
         state.protocol.outbox = driver::unsettled(&state.protocol, frozen.iter().map(|envelope| envelope.id));
@@ -494,6 +495,7 @@ impl Opening<'_> {
         state.boot = boot_id();
         state.file = self.identity()?;
         state.clean = false;
+        state.behind = false;
         state.protocol.ttl_ms = self.config.lease_ttl.as_millis() as u64;
         state.save(&self.layout.state())?;
         let capture = Capture::open(&self.layout, &self.outbox)?;
@@ -516,6 +518,7 @@ impl Opening<'_> {
             page_size: page_size.bytes(),
             protocol: protocol::State::new(Nonce(nonce()), who(), self.config.lease_ttl.as_millis() as u64),
             position: Position { closed: true, ..Position::default() },
+            behind: false,
             clean: false,
         }
     }
@@ -564,6 +567,15 @@ impl Opening<'_> {
     pub(super) fn local_index(&self, envelope: &Envelope) -> Result<ObjectIndex> {
         let bytes = self.outbox.read(&envelope.id)?;
         ObjectIndex::decode(ObjectName::delta(envelope.id.txid), None, envelope.id.size, &bytes, &bytes)
+    }
+}
+
+/// An attempt has the request timeout; failures are repeated for twice as long.
+fn store_config(config: &Config) -> store::Config {
+    store::Config {
+        attempt_timeout: config.request_timeout,
+        deadline: config.request_timeout * 2,
+        ..store::Config::from_environment()
     }
 }
 

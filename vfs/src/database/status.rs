@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{DURABLE_WAIT, Database};
+use super::Database;
 use crate::config::Durability;
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::shared::BootTime;
@@ -17,10 +17,13 @@ impl Database {
         if !name.starts_with("gcs_") {
             return None;
         }
+        if let Err(inherited) = self.check_process() {
+            return Some(Err(inherited));
+        }
         let refuse = |message: String| Err(Error::new(ErrorKind::Configuration, message));
         Some(match (name.as_str(), argument) {
             ("gcs_status", None) => Ok(self.status()),
-            ("gcs_flush", None) => self.flush(DURABLE_WAIT).map(|txid| txid.to_string()),
+            ("gcs_flush", None) => self.flush(self.commit_timeout()).map(|txid| txid.to_string()),
             ("gcs_durability", None) => Ok(self.durability.read().word().to_owned()),
             ("gcs_durability", Some(value)) => match Durability::parse(value) {
                 Some(durability) => {

@@ -15,13 +15,17 @@
 //! When SQLite overwrites a frame that it had spilled, the headers behind it get neither salts nor checksums until it rewrites
 //! all of them, up to the last one; that one's second writing then completes the transaction.
 //!
+//! Until the header is written a mark in the shared memory says so: a writer of any process that meets it with the WRITE lock
+//! in hand has a database that lacks a commit of the log. A WAL that goes away in that state leaves a note in the state file
+//! (`capture/`).
+//!
 //! An upload whose outcome stays unknown is an error too, and then the database refuses work until it is opened anew, when
 //! the outcome is found out.
 
 use std::time::Instant;
 
 use super::exclusive::commit_in;
-use super::{CAPTURE_WAIT, DURABLE_WAIT, Database};
+use super::{CAPTURE_WAIT, Database};
 use crate::capture::frames::HeldHeader;
 use crate::capture::index::Committed;
 use crate::config::Durability;
@@ -46,6 +50,12 @@ impl Database {
         base: &mut dyn FnMut(&[u8], u64) -> i32,
     ) -> Result<i32> {
         self.before_wal_write(offset, bytes, exclusive)?;
+        if self.shared.strict_unsettled() {
+            let message = "a strict commit is in the log and not in the local database".to_owned();
+            let error = Error::new(ErrorKind::Unavailable, message);
+            self.poison(&error);
+            return Err(error);
+        }
         let mut held = self.held.lock();
         if *self.durability.read() != Durability::Strict && held.is_none() {
             return Ok(base(bytes, offset));
@@ -83,7 +93,9 @@ impl Database {
             Ok(true) => {
                 *held = None;
                 let code = base(&commit.header.bytes, commit.header.offset);
-                if code != 0 {
+                if code == 0 {
+                    self.shared.set_strict_unsettled(false);
+                } else {
                     let message = "the commit is in the bucket, but the WAL could not be written".to_owned();
                     self.poison(&Error::new(ErrorKind::Local, message));
                 }
@@ -107,9 +119,10 @@ impl Database {
 
     /// Uploads a transaction whose last header is held back. `false`: its checksums are wrong.
     fn send_held(&self, held: &HeldCommit) -> Result<bool> {
-        let deadline = Instant::now() + DURABLE_WAIT;
+        let limit = self.commit_timeout();
+        let deadline = Instant::now() + limit;
         self.check_poison()?;
-        let _upload = self.uploader.lock_within(DURABLE_WAIT, "the upload lock")?;
+        let _upload = self.uploader.lock_within(limit, "the upload lock")?;
         let awaited = {
             let capture = self.capture.lock_within(CAPTURE_WAIT, "the capture lock")?;
             if !capture.verifies(&self.shared, &held.commit, held.header)? {
@@ -117,13 +130,14 @@ impl Database {
             }
             capture.serial_of(&self.shared, Some(&held.commit))?
         };
-        self.freeze(Some(held.commit), Some(held.header))?;
+        self.shared.set_strict_unsettled(true);
+        self.freeze(Some(held.commit), Some(held.header)).inspect_err(|_| self.shared.set_strict_unsettled(false))?;
         // From here on the delta may become durable, whatever this commit is told.
         let sent = self.append_all(deadline).and_then(|()| self.check_poison());
         match sent {
             Ok(()) if self.shared.durable_serial() >= awaited => Ok(true),
             Ok(()) => {
-                let error = self.not_durable(DURABLE_WAIT);
+                let error = self.not_durable(limit);
                 self.poison(&error);
                 Err(error)
             }

@@ -10,27 +10,28 @@ use super::{CAPTURE_WAIT, Database};
 use crate::error::{Error, ErrorKind, Result};
 use crate::log;
 use crate::page::TxId;
+use crate::per_process::PerProcess;
 
 /// How often a waiter looks whether another process has settled its upload.
 const POLL: Duration = Duration::from_millis(1);
 
-static OPEN: Mutex<Vec<Weak<Database>>> = Mutex::new(Vec::new());
+static OPEN: PerProcess<Mutex<Vec<Weak<Database>>>> = PerProcess::new();
 
 /// Remembers a database for the exit of the process.
 pub(super) fn remember(database: &Arc<Database>) {
-    let mut open = OPEN.lock();
+    let mut open = OPEN.here().lock();
     open.retain(|other| other.strong_count() > 0);
     open.push(Arc::downgrade(database));
 }
 
 /// Forgets a database that is closed; the uploader may still hold it for a while.
 pub(super) fn forget(database: &Database) {
-    OPEN.lock().retain(|other| !std::ptr::eq(other.as_ptr(), database));
+    OPEN.here().lock().retain(|other| !std::ptr::eq(other.as_ptr(), database));
 }
 
 /// The databases that are open now.
 pub(super) fn all_open() -> Vec<Arc<Database>> {
-    OPEN.lock().iter().filter_map(Weak::upgrade).collect()
+    OPEN.here().lock().iter().filter_map(Weak::upgrade).collect()
 }
 
 impl Database {

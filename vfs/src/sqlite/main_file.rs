@@ -81,6 +81,9 @@ unsafe extern "C" fn read(file: *mut RawFile, into: *mut c_void, bytes: c_int, o
     guard("xRead", ffi::IOERR_READ, || {
         // SAFETY: called by SQLite with an open main file.
         let c = unsafe { connection(file) };
+        if c.snapshot_is_gone() {
+            return ffi::IOERR_READ;
+        }
         let range = offset as u64..offset as u64 + bytes as u64;
         // SAFETY: SQLite's buffer has room for `bytes` bytes.
         match c.database.read(range, &mut || unsafe { c.base.read(into, bytes, offset) }) {
@@ -274,8 +277,7 @@ unsafe extern "C" fn shm_unmap(file: *mut RawFile, delete: c_int) -> c_int {
     guard("xShmUnmap", ffi::OK, || {
         // SAFETY: called by SQLite with an open main file.
         let c = unsafe { connection(file) };
-        c.unmapping();
-        c.base.shm_unmap(delete)
+        if c.unmapping() { c.base.shm_unmap(delete) } else { ffi::OK }
     })
 }
 

@@ -65,6 +65,9 @@ unsafe extern "C" fn close(file: *mut RawFile) -> c_int {
 unsafe extern "C" fn read(file: *mut RawFile, into: *mut c_void, bytes: c_int, offset: i64) -> c_int {
     // SAFETY: called by SQLite with an open WAL and room for `bytes` bytes.
     guard("WAL xRead", ffi::IOERR_READ, || unsafe {
+        if wal(file).connection.as_ref().is_some_and(|c| c.snapshot_is_gone()) {
+            return ffi::IOERR_READ;
+        }
         let code = wal(file).base.read(into, bytes, offset);
         if code == ffi::OK {
             let into = std::slice::from_raw_parts_mut(into.cast::<u8>(), bytes as usize);

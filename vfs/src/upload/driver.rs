@@ -31,6 +31,10 @@ use crate::store::{Condition, Generation, StoreError};
 /// The pause before a request is repeated, doubled each time up to the second one.
 const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MOST: Duration = Duration::from_secs(1);
+/// What a request gets, however near the deadline is.
+const LEAST_WAIT: Duration = Duration::from_millis(200);
+/// The slowest upload that is waited for.
+const SLOWEST_BYTES_PER_SECOND: u64 = 256 * 1024;
 
 /// The bucket, as one operation of the protocol talks to it.
 pub(crate) struct Remote<'a> {
@@ -74,7 +78,7 @@ impl<'a> Remote<'a> {
             Request::SwapLease { expect, lease } => {
                 let body = lease.to_bytes().map_err(|e| Error::new(ErrorKind::Local, format!("the lease: {e}")))?;
                 let condition = expect.map_or(Condition::Absent, Condition::Generation);
-                self.put_within(self.patience(), self.replica.lease(), body.into(), BTreeMap::new(), condition)
+                self.put(self.replica.lease(), body.into(), BTreeMap::new(), condition)
             }
             Request::List => self.list(),
             Request::PutDelta(id) => {
@@ -97,6 +101,12 @@ impl<'a> Remote<'a> {
         }
     }
 
+    /// How long one request may take that moves so many bytes: the operation's time, and the bytes' own.
+    fn limit(&self, bytes: usize) -> Duration {
+        let time = self.deadline.saturating_duration_since(Instant::now()).clamp(LEAST_WAIT, STORE_WAIT);
+        time + Duration::from_millis(bytes as u64 * 1000 / SLOWEST_BYTES_PER_SECOND)
+    }
+
     fn note_written(&mut self, id: ObjectId, answer: &Answer) {
         if let Answer::Written(generation) = answer {
             self.written = Some((id, *generation));
@@ -110,14 +120,7 @@ impl<'a> Remote<'a> {
             let name = name.clone();
             async move { store.get_dated(&name).await }
         };
-        let answer = match runtime::wait(&format!("reading {name}"), self.patience(), get) {
-            Err(e) if e.kind() == ErrorKind::Unavailable => {
-                self.why.set(Some(e));
-                return Ok(Answer::Unknown);
-            }
-            answer => answer?,
-        };
-        match answer {
+        match in_time(runtime::wait(&format!("reading {name}"), self.limit(0), get), &name)? {
             Ok(object) => {
                 let lease = Lease::parse(&object.bytes)
                     .map_err(|e| Error::new(ErrorKind::Corrupt, format!("{}/{name}: {e}", self.replica.place())))?;
@@ -135,24 +138,9 @@ impl<'a> Remote<'a> {
     }
 
     fn put(&self, name: String, body: Bytes, metadata: BTreeMap<String, String>, condition: Condition) -> Result<Answer> {
-        self.put_within(STORE_WAIT, name, body, metadata, condition)
-    }
-
-    /// How long a small request may take: the store would try for longer than the operation has time.
-    fn patience(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now()).clamp(PAUSE_MOST, STORE_WAIT)
-    }
-
-    fn put_within(
-        &self,
-        limit: Duration,
-        name: String,
-        body: Bytes,
-        metadata: BTreeMap<String, String>,
-        condition: Condition,
-    ) -> Result<Answer> {
         let store = self.replica.store().clone();
         let what = format!("writing {name}");
+        let limit = self.limit(body.len());
         let put = async move { store.put(&name, body, &metadata, condition).await };
         match runtime::wait(&what, limit, put) {
             Ok(Ok(meta)) => Ok(Answer::Written(meta.generation)),
@@ -170,7 +158,7 @@ impl<'a> Remote<'a> {
     fn list(&mut self) -> Result<Answer> {
         let replica = self.replica.clone();
         let what = format!("listing {}", self.replica.place());
-        match runtime::wait(&what, STORE_WAIT, async move { replica.list().await })? {
+        match runtime::wait(&what, self.limit(0), async move { replica.list().await }).and_then(|listed| listed) {
             Ok(listing) => {
                 self.listing = listing;
                 Ok(Answer::Listing(known(self.replica, &self.listing, self.outbox, self.durable)?))
@@ -190,7 +178,7 @@ impl<'a> Remote<'a> {
             let name = name.clone();
             async move { store.get(&name, None).await }
         };
-        match runtime::wait(&format!("reading {name}"), STORE_WAIT, get)? {
+        match in_time(runtime::wait(&format!("reading {name}"), self.limit(0), get), &name)? {
             Ok(object) => {
                 let id = ObjectId { txid, size: object.bytes.len() as u64, crc32c: crc32c::crc32c(&object.bytes) };
                 Ok(Answer::Delta(Some(id)))
@@ -228,7 +216,7 @@ impl<'a> Remote<'a> {
             let name = name.clone();
             async move { store.get(&name, Some(0..Header::LEN as u64)).await }
         };
-        match runtime::wait(&format!("reading {name}"), STORE_WAIT, get)? {
+        match in_time(runtime::wait(&format!("reading {name}"), self.limit(0), get), &name)? {
             Ok(object) => Header::decode(&object.bytes).map(Some).map_err(|e| Error::from(e).context(name)),
             Err(StoreError::NotFound(_)) => Ok(None),
             Err(e) => self.unanswered(e).map(|_| None),
@@ -289,6 +277,16 @@ pub(crate) fn known(
         });
     }
     Ok(known)
+}
+
+/// A read that did not end in time, as the store would have said it.
+fn in_time<T>(outcome: Result<Result<T, StoreError>>, name: &str) -> Result<Result<T, StoreError>> {
+    match outcome {
+        Err(e) if e.kind() == ErrorKind::Unavailable => {
+            Ok(Err(StoreError::Unavailable { name: name.to_owned(), why: e.to_string() }))
+        }
+        other => other,
+    }
 }
 
 impl Database {

@@ -11,19 +11,25 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::STORE_WAIT;
 use crate::apply::Outcome;
 use crate::database::Database;
 use crate::delta::Decoder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log;
+use crate::page::TxId;
 use crate::protocol::ObjectId;
 use crate::replica::chain;
-use crate::replica::names::Listed;
+use crate::replica::names::{Listed, ObjectName};
 use crate::runtime;
+use crate::store::StoreError;
 
 /// The pause before the WRITE lock is tried again.
 const PAUSE: Duration = Duration::from_millis(5);
+/// So many deltas are fetched by their names, side by side; more are planned from a listing, which finds compacted ones.
+const FEW: u64 = 16;
 
 impl Database {
     /// Takes in all deltas up to `head`.
@@ -31,17 +37,14 @@ impl Database {
     /// # Errors
     /// Busy when a local connection writes until the deadline; the bucket's and the disk's.
     pub(super) fn fast_forward(&self, head: ObjectId, deadline: Instant) -> Result<()> {
-        let replica = self.replica.clone();
-        let what = format!("listing {}", self.replica.place());
-        let listed = runtime::wait(&what, STORE_WAIT, async move { replica.list().await })??;
-        let chain = chain::plan(&listed, Some(head.txid))?;
         let from = self.shared.durable();
-        for object in chain.iter().flat_map(|chain| &chain.objects).filter(|object| object.name.max > from) {
-            let bytes = self.fetch(object)?;
-            let found = ObjectId { txid: object.name.max, size: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
-            // The log knows its head by the delta, also where a compacted object ends at the same TXID.
-            let id = if found.txid == head.txid { head } else { found };
-            self.apply_within(&bytes, id, deadline)?;
+        match self.fetch_few(from, head)? {
+            Some(deltas) => {
+                for (id, bytes) in deltas {
+                    self.apply_within(&bytes, id, deadline)?;
+                }
+            }
+            None => self.apply_planned(from, head, deadline)?,
         }
         // Where the delta itself is compacted away, the database is at its TXID all the same.
         self.change_state(|state| {
@@ -54,6 +57,50 @@ impl Database {
             return Err(Error::new(ErrorKind::Unavailable, message));
         }
         log::info!("{}: caught up from {from} to {}", self.replica.place(), head.txid);
+        Ok(())
+    }
+
+    /// The deltas after `from`, without asking for a listing; `None` when they are many, or one of them is gone by compaction.
+    fn fetch_few(&self, from: TxId, head: ObjectId) -> Result<Option<Vec<(ObjectId, Bytes)>>> {
+        if head.txid <= from || head.txid.0 - from.0 > FEW {
+            return Ok(None);
+        }
+        let (replica, store) = (self.replica.clone(), self.replica.store().clone());
+        let gets = async move {
+            let get = |txid| {
+                let (name, store) = (replica.ltx(&ObjectName::delta(TxId(txid))), store.clone());
+                async move { store.get(&name, None).await }
+            };
+            futures::future::join_all((from.0 + 1..=head.txid.0).map(get)).await
+        };
+        let mut deltas = Vec::new();
+        for (object, txid) in
+            runtime::wait("reading the newest deltas", STORE_WAIT, gets)?.into_iter().zip(from.0 + 1..)
+        {
+            let bytes = match object {
+                Ok(object) => object.bytes,
+                Err(StoreError::NotFound(_)) => return Ok(None),
+                Err(e) => return Err(Error::from(e).context("reading the newest deltas")),
+            };
+            let id = ObjectId { txid: TxId(txid), size: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
+            deltas.push((id, bytes));
+        }
+        Ok(deltas.last().is_some_and(|(id, _)| *id == head).then_some(deltas))
+    }
+
+    /// The same along the plan of a listing.
+    fn apply_planned(&self, from: TxId, head: ObjectId, deadline: Instant) -> Result<()> {
+        let replica = self.replica.clone();
+        let what = format!("listing {}", self.replica.place());
+        let listed = runtime::wait(&what, STORE_WAIT, async move { replica.list().await })??;
+        let chain = chain::plan(&listed, Some(head.txid))?;
+        for object in chain.iter().flat_map(|chain| &chain.objects).filter(|object| object.name.max > from) {
+            let bytes = self.fetch(object)?;
+            let found = ObjectId { txid: object.name.max, size: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
+            // The log knows its head by the delta, also where a compacted object ends at the same TXID.
+            let id = if found.txid == head.txid { head } else { found };
+            self.apply_within(&bytes, id, deadline)?;
+        }
         Ok(())
     }
 
@@ -71,7 +118,7 @@ impl Database {
         }
     }
 
-    fn fetch(&self, object: &Listed) -> Result<bytes::Bytes> {
+    fn fetch(&self, object: &Listed) -> Result<Bytes> {
         let name = self.replica.ltx(&object.name);
         let store = self.replica.store().clone();
         let what = format!("reading {name}");

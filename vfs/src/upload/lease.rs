@@ -18,10 +18,6 @@ use crate::log;
 use crate::page::TxId;
 use crate::protocol::{Acquire, Acquired, Look, Release, Released, Renew, Renewed, Settle, Stop, Verdict};
 
-/// How long a writer waits for the lease to be taken, before it is told to try again.
-const ACQUIRE_WAIT: Duration = Duration::from_secs(10);
-/// How long a bucket that did not answer is not asked for the lease again.
-const TRY_AGAIN: Duration = Duration::from_secs(5);
 /// How long a lease that was seen held counts as held without a request.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// How long after the last commit an idle host gives the lease back.
@@ -45,14 +41,14 @@ impl Database {
             return Err(self.held_elsewhere());
         }
         self.check_reachable()?;
-        let _lease = self.lease_lane.lock_within(ACQUIRE_WAIT, "the lease lock")?;
-        let _upload = self.uploader.lock_within(ACQUIRE_WAIT, "the upload lock")?;
+        let _lease = self.lease_lane.lock_within(self.request_timeout(), "the lease lock")?;
+        let _upload = self.uploader.lock_within(self.request_timeout(), "the upload lock")?;
         self.check_poison()?;
         if self.has_right() {
             return Ok(());
         }
         self.check_reachable()?;
-        let result = self.acquire(Instant::now() + ACQUIRE_WAIT);
+        let result = self.acquire(Instant::now() + self.request_timeout());
         *self.unreachable.lock() = match &result {
             Err(e) if e.kind() == ErrorKind::Unavailable => Some((Instant::now(), e.clone())),
             _ => None,
@@ -64,7 +60,7 @@ impl Database {
     /// wait for the bucket many times over.
     fn check_reachable(&self) -> Result<()> {
         match &*self.unreachable.lock() {
-            Some((since, error)) if since.elapsed() < TRY_AGAIN => Err(error.clone()),
+            Some((since, error)) if since.elapsed() < self.request_timeout() / 2 => Err(error.clone()),
             _ => Ok(()),
         }
     }
@@ -74,11 +70,11 @@ impl Database {
     /// # Errors
     /// Fenced when somebody did; Unavailable when that cannot be known in time.
     pub(crate) fn resume_right(&self) -> Result<()> {
-        let _lease = self.lease_lane.lock_within(ACQUIRE_WAIT, "the lease lock")?;
+        let _lease = self.lease_lane.lock_within(self.request_timeout(), "the lease lock")?;
         if self.has_right() {
             return Ok(());
         }
-        match self.drive(Renew::default(), Instant::now() + ACQUIRE_WAIT)? {
+        match self.drive(Renew::default(), Instant::now() + self.request_timeout())? {
             Some(Renewed::Held) if self.has_right() => Ok(()),
             Some(_) => Err(self.fenced()),
             None => Err(self.no_lease_in_time()),
@@ -139,7 +135,7 @@ impl Database {
             return Ok(None);
         }
         let Some(_lease) = self.lease_lane.try_lock()? else { return Ok(Some(Instant::now() + LOOK)) };
-        let deadline = Instant::now() + ACQUIRE_WAIT;
+        let deadline = Instant::now() + self.request_timeout();
         let idle = BootTime::now().since(self.shared.last_commit().max(self.shared.lease_used()));
         if is_settled && idle >= IDLE && self.give_back(deadline)? {
             return Ok(None);

@@ -24,7 +24,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::capture::frames::HeldHeader;
 use crate::capture::index::Committed;
 use crate::capture::{Capture, Freeze};
-use crate::database::{DURABLE_WAIT, Database};
+use crate::database::{CAPTURE_WAIT, Database};
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::shared::BootTime;
 use crate::log;
@@ -148,7 +148,7 @@ impl Database {
 
     /// Freezes everything up to a commit, by default the last one that is published, into one delta.
     pub(crate) fn freeze(&self, commit: Option<Committed>, held: Option<HeldHeader>) -> Result<Option<Envelope>> {
-        let mut capture = self.capture.lock_within(DURABLE_WAIT, "the capture lock")?;
+        let mut capture = self.capture.lock_within(CAPTURE_WAIT, "the capture lock")?;
         let waiting = self.shared.waiting_since();
         let committed = commit.or_else(|| self.committed());
         capture.catch_up(&self.shared, committed.as_ref())?;

@@ -155,6 +155,7 @@ impl Bed {
             durable_generation: None,
             position: envelope.position,
             clean: false,
+            behind: false,
         };
         state.save(&self.layout.state()).expect("saved");
         self.outbox.remove(frozen.id.txid).expect("removed");

@@ -30,7 +30,6 @@ struct Simulated {
     /// What was over the formula's other parts, at most.
     most: usize,
     most_rows: usize,
-    worst: String,
 }
 
 const PAGE_BYTES: u64 = 2000;
@@ -53,7 +52,6 @@ impl Simulated {
             merges: 0,
             most: 0,
             most_rows: 0,
-            worst: String::new(),
         };
         new.put(0, 1, 1, now, vec![u64::MAX; database_pages.div_ceil(64) as usize]);
         new.log.push(now);
@@ -155,16 +153,6 @@ impl Simulated {
         );
 
         let beyond = rows.len().saturating_sub(seals + grace + self.asked());
-        if beyond > self.most {
-            let level = |level| rows.iter().filter(|row| row.name.level == level).count();
-            self.worst = format!(
-                "rows {} chain {} seals {seals} grace {grace} others {others} asked {} levels {:?}",
-                rows.len(),
-                chain.len(),
-                self.asked(),
-                [0, 1, 2, 3, 9].map(level)
-            );
-        }
         self.most = self.most.max(beyond);
         self.most_rows = self.most_rows.max(rows.len());
     }
@@ -242,7 +230,7 @@ impl Simulated {
 #[test]
 fn the_objects_stay_few_and_the_table_holds_through_any_history() {
     let (mut most, mut most_rows) = (0, 0);
-    for seed in 0..seeds(12) {
+    for seed in 0..seeds(8) {
         let mut rng = Rng::with_seed(seed);
         let retention = [HOUR_MS / 4, 5 * HOUR_MS, DAY_MS, DAY_MS][rng.usize(0..4)];
         let pages = [20, 500, 20_000][rng.usize(0..3)];
@@ -257,16 +245,16 @@ fn the_objects_stay_few_and_the_table_holds_through_any_history() {
             simulated.most_rows,
             simulated.most
         );
-        println!("   {}", simulated.worst);
         most = most.max(simulated.most);
         most_rows = most_rows.max(simulated.most_rows);
     }
-    println!("objects at most: {most_rows}; beyond seals, grace and the states asked for: {most}");
+    println!("objects at most: {most_rows}; beyond seals, grace and the fewest states that would do: {most}");
+    assert!(most <= 200, "{most}");
 }
 
 #[test]
 fn compaction_of_random_updates_writes_at_most_four_times_the_deltas() {
-    for (database_pages, pages, deltas) in [(50, 2, 2_000), (2_000, 4, 4_000), (20_000, 8, 8_000), (60_000, 4, 24_000)]
+    for (database_pages, pages, deltas) in [(50, 2, 2_000), (2_000, 4, 4_000), (20_000, 8, 8_000), (60_000, 4, 16_000)]
     {
         let mut simulated = Simulated::new(1, DAY_MS, database_pages);
         for _ in 0..deltas {
