@@ -75,7 +75,8 @@ loadable: ## Builds the extension, libsqlite_gcs.so, for the tests
 unit: ## The tests that need nothing but Rust
 	cargo test $(CARGO_FLAGS) --package sqlite-gcs --package cities
 
-soak: setup loadable ## The long checks: those that the tests mark as ignored
+soak: setup loadable ## The long checks: a minute of fuzzing (needs a C++ compiler), and what the tests mark as ignored
+	fuzz/run 60
 	@export SQLITE_GCS_TEST_EXTENSION=$(TARGET)/debug/libsqlite_gcs.so; status=0; \
 	cargo test $(CARGO_FLAGS) $(others) --no-fail-fast -- --ignored 2>&1 | tee $(TARGET)/soak.log || status=$$?; \
 	tests/summary $(TARGET)/soak.log; \

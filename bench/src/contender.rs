@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
+use sqlite_gcs_tests::emulator::Emulator;
 use sqlite_gcs_tests::litestream::Sidecar;
 use sqlite_gcs_tests::shell::{Program, Scratch};
 
@@ -18,9 +19,22 @@ pub enum Contender {
     Plain,
     /// This VFS with a directory as its bucket.
     Directory,
+    /// This VFS with fake-gcs-server as its bucket.
+    Emulator,
     /// Plain SQLite with `litestream replicate` beside it, to a directory.
-    Litestream,
+    LitestreamDirectory,
+    /// The same, to fake-gcs-server.
+    LitestreamEmulator,
 }
+
+/// Plain SQLite first, because the others are compared with the first.
+pub const ALL: [Contender; 5] = [
+    Contender::Plain,
+    Contender::Directory,
+    Contender::Emulator,
+    Contender::LitestreamDirectory,
+    Contender::LitestreamEmulator,
+];
 
 impl Contender {
     /// Its name in tables and charts.
@@ -28,7 +42,9 @@ impl Contender {
         match self {
             Contender::Plain => "plain SQLite, WAL",
             Contender::Directory => "sqlite-gcs, directory",
-            Contender::Litestream => "plain + Litestream, directory",
+            Contender::Emulator => "sqlite-gcs, fake-gcs-server",
+            Contender::LitestreamDirectory => "plain + Litestream, directory",
+            Contender::LitestreamEmulator => "plain + Litestream, fake-gcs-server",
         }
     }
 
@@ -36,17 +52,25 @@ impl Contender {
     pub fn measure(self, load: &str, duration: Duration) -> Result<Sample, Failure> {
         let scratch = Scratch::new();
         let file = scratch.join("app.db");
-        let bucket = scratch.bucket();
+        let emulator = matches!(self, Contender::Emulator | Contender::LitestreamEmulator).then(Emulator::start);
+        let bucket = emulator.as_ref().map_or_else(|| scratch.bucket(), Emulator::url);
+        let endpoint = emulator.as_ref().map(Emulator::host);
         let mut uri = format!("file:{}", file.display());
         let mut worker = Program::new(std::env::current_exe()?).limit(duration * 4 + Duration::from_secs(120));
         let mut sidecar = None;
         match self {
             Contender::Plain => (),
-            Contender::Directory => {
+            Contender::Directory | Contender::Emulator => {
                 uri += "?vfs=gcs";
                 worker = worker.env("SQLITE_GCS_BUCKET", &bucket);
+                if let Some(endpoint) = &endpoint {
+                    worker = worker.env("STORAGE_EMULATOR_HOST", endpoint);
+                }
             }
-            Contender::Litestream => sidecar = Some(beside(&file, &scratch, &bucket)?),
+            Contender::LitestreamDirectory | Contender::LitestreamEmulator => {
+                let replica = format!("{bucket}/app.db");
+                sidecar = Some(beside(&file, &replica, endpoint.as_deref())?);
+            }
         }
         let seconds = duration.as_secs_f64().to_string();
         let done = worker.args([MARK, load, &uri, &seconds]).run();
@@ -60,14 +84,15 @@ impl Contender {
     }
 }
 
-/// Starts Litestream on a new database and waits until its first upload.
-fn beside(file: &Path, scratch: &Scratch, bucket: &str) -> Result<Sidecar, Failure> {
+/// Starts Litestream beside a new database and waits until it has set up its shadow of it.
+fn beside(file: &Path, replica: &str, endpoint: Option<&str>) -> Result<Sidecar, Failure> {
     Connection::open(file)?.execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE first(a);")?;
-    let sidecar = Sidecar::start(file, &format!("{bucket}/app.db"), None, None);
+    let sidecar = Sidecar::start(file, replica, endpoint, None);
+    let shadow = file.with_file_name(".app.db-litestream").join("ltx/0");
     let started = Instant::now();
-    while !scratch.join("bucket/app.db/ltx/0").is_dir() {
+    while !shadow.is_dir() {
         if started.elapsed() > Duration::from_secs(30) {
-            return Err("litestream uploaded nothing within 30 s".into());
+            return Err("litestream did not begin within 30 s".into());
         }
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -1,12 +1,11 @@
 //! Section `write`: transactions of one row, one connection, synchronous=NORMAL, uploads running.
 
-use crate::contender::{Contender, compare};
+use crate::contender::{ALL, compare};
 use crate::report::Report;
 use crate::{Failure, Settings};
 
 /// Measures all contenders.
 pub fn run(settings: &Settings) -> Result<Vec<Report>, Failure> {
-    let contenders = [Contender::Plain, Contender::Directory, Contender::Litestream];
     Ok(vec![Report {
         name: "insert",
         title: "INSERT transactions per second, one connection, synchronous=NORMAL, uploads running",
@@ -14,6 +13,6 @@ pub fn run(settings: &Settings) -> Result<Vec<Report>, Failure> {
             "one row of about 200 bytes per transaction; {} rounds of {:?} each, medians; no delay on requests",
             settings.repeats, settings.duration
         ),
-        rows: compare(&contenders, "insert", settings.duration, settings.repeats)?,
+        rows: compare(&ALL, "insert", settings.duration, settings.repeats)?,
     }])
 }

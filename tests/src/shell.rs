@@ -71,21 +71,20 @@ pub fn target_directory() -> PathBuf {
 }
 
 /// The loadable extension: the file that `SQLITE_GCS_TEST_EXTENSION` names, else built now (once per process).
+///
+/// # Panics
+/// If there is no such file, or it does not build.
 pub fn extension() -> PathBuf {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT
-        .get_or_init(|| match std::env::var_os("SQLITE_GCS_TEST_EXTENSION") {
-            Some(path) => {
-                let path = PathBuf::from(path);
-                assert!(path.is_file(), "SQLITE_GCS_TEST_EXTENSION: there is no {}", path.display());
-                path
-            }
-            None => build_extension(),
-        })
-        .clone()
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let found = FOUND.get_or_init(|| match std::env::var_os("SQLITE_GCS_TEST_EXTENSION").map(PathBuf::from) {
+        Some(path) if path.is_file() => Ok(path),
+        Some(path) => Err(format!("SQLITE_GCS_TEST_EXTENSION: there is no {}", path.display())),
+        None => build_extension(),
+    });
+    found.clone().unwrap_or_else(|why| panic!("the loadable extension: {why}"))
 }
 
-fn build_extension() -> PathBuf {
+fn build_extension() -> Result<PathBuf, String> {
     let target = target_directory();
     // On its own: together with packages that use its `static` feature it would get their SQLite.
     let built = Program::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
@@ -94,8 +93,7 @@ fn build_extension() -> PathBuf {
         .directory(workspace())
         .limit(Duration::from_secs(900))
         .run();
-    built.expect_success();
-    target.join("debug/libsqlite_gcs.so")
+    if built.succeeded() { Ok(target.join("debug/libsqlite_gcs.so")) } else { Err(built.to_string()) }
 }
 
 /// A program to run, with its script and settings.
@@ -179,6 +177,11 @@ impl Program {
     pub fn limit(mut self, limit: Duration) -> Program {
         self.limit = limit;
         self
+    }
+
+    /// The command with its settings, for whoever talks to the program while it runs.
+    pub fn into_command(self) -> Command {
+        self.command
     }
 
     /// Runs it to its end.

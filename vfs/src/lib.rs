@@ -19,10 +19,12 @@ pub mod history;
 
 pub mod protocol;
 
+mod apply;
 mod capture;
 mod config;
 mod local;
 mod outbox;
+mod per_process;
 mod runtime;
 mod upload;
 

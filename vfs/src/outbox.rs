@@ -18,9 +18,9 @@ use serde::{Deserialize, Serialize};
 use crate::capture::position::Position;
 use crate::delta::{Decoder, EncodeError, Encoder, Header};
 use crate::error::{Error, ErrorKind, Result};
-use crate::protocol::ObjectId;
 use crate::local::{remove, suffixed, sync_dir};
 use crate::page::TxId;
+use crate::protocol::ObjectId;
 use crate::replica::fetch::{LocalObjects, ReadAt};
 use crate::replica::names::ObjectName;
 
@@ -76,7 +76,8 @@ impl Outbox {
         for (old, txid) in self.list()?.into_iter().zip((first.0..).map(TxId)) {
             let bytes = self.read(&old.id)?;
             let path = suffixed(&self.path(txid), REFROZEN);
-            let envelope = self.freeze_as(&path, txid, old.position, old.timestamp_ms, |out| renumber(&bytes, txid, out))?;
+            let envelope =
+                self.freeze_as(&path, txid, old.position, old.timestamp_ms, |out| renumber(&bytes, txid, out))?;
             fresh.push(envelope.id);
         }
         Ok(fresh)
@@ -89,7 +90,8 @@ impl Outbox {
         let mut refrozen = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(|e| failed(&e))? {
             let name = entry.map_err(|e| failed(&e))?.file_name();
-            let stem = name.to_str().and_then(|name| name.strip_suffix(REFROZEN)).and_then(|name| name.strip_suffix(".ltx"));
+            let stem =
+                name.to_str().and_then(|name| name.strip_suffix(REFROZEN)).and_then(|name| name.strip_suffix(".ltx"));
             if let Some(txid) = stem.and_then(|stem| stem.parse::<TxId>().ok()) {
                 refrozen.push(txid);
             }
@@ -212,35 +214,35 @@ impl Outbox {
 
 /// Reads the envelope at the end of a file.
 fn envelope_in(path: &Path) -> Result<Envelope> {
-        let corrupt = |why: &str| Error::new(ErrorKind::Corrupt, format!("{}: {why}", path.display()));
-        let read = || {
-            let mut file = File::open(path)?;
-            let size = file.metadata()?.len();
-            let mut tail = [0; TAIL as usize];
-            if size < TAIL {
-                return Ok(None);
-            }
-            file.seek(SeekFrom::Start(size - TAIL))?;
-            file.read_exact(&mut tail)?;
-            let length = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]);
-            if &tail[8..] != MAGIC || u64::from(length) > (size - TAIL).min(4096) {
-                return Ok(None);
-            }
-            let mut text = vec![0; length as usize];
-            file.seek(SeekFrom::Start(size - TAIL - u64::from(length)))?;
-            file.read_exact(&mut text)?;
-            let crc = u32::from_le_bytes([tail[4], tail[5], tail[6], tail[7]]);
-            Ok((crc32c::crc32c(&text) == crc).then_some((text, size)))
-        };
-        let (text, size) = read()
-            .map_err(|e: std::io::Error| Error::local(format_args!("reading {}", path.display()), &e))?
-            .ok_or_else(|| corrupt("no whole envelope at its end"))?;
-        let envelope: Envelope = serde_json::from_slice(&text).map_err(|e| corrupt(&e.to_string()))?;
-        if envelope.id.size + text.len() as u64 + TAIL != size {
-            return Err(corrupt("it is not as long as its envelope says"));
+    let corrupt = |why: &str| Error::new(ErrorKind::Corrupt, format!("{}: {why}", path.display()));
+    let read = || {
+        let mut file = File::open(path)?;
+        let size = file.metadata()?.len();
+        let mut tail = [0; TAIL as usize];
+        if size < TAIL {
+            return Ok(None);
         }
-        Ok(envelope)
+        file.seek(SeekFrom::Start(size - TAIL))?;
+        file.read_exact(&mut tail)?;
+        let length = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]);
+        if &tail[8..] != MAGIC || u64::from(length) > (size - TAIL).min(4096) {
+            return Ok(None);
+        }
+        let mut text = vec![0; length as usize];
+        file.seek(SeekFrom::Start(size - TAIL - u64::from(length)))?;
+        file.read_exact(&mut text)?;
+        let crc = u32::from_le_bytes([tail[4], tail[5], tail[6], tail[7]]);
+        Ok((crc32c::crc32c(&text) == crc).then_some((text, size)))
+    };
+    let (text, size) = read()
+        .map_err(|e: std::io::Error| Error::local(format_args!("reading {}", path.display()), &e))?
+        .ok_or_else(|| corrupt("no whole envelope at its end"))?;
+    let envelope: Envelope = serde_json::from_slice(&text).map_err(|e| corrupt(&e.to_string()))?;
+    if envelope.id.size + text.len() as u64 + TAIL != size {
+        return Err(corrupt("it is not as long as its envelope says"));
     }
+    Ok(envelope)
+}
 
 /// Writes a delta's pages again under another TXID.
 fn renumber(bytes: &[u8], txid: TxId, out: &mut Measured) -> Result<()> {

@@ -20,8 +20,8 @@ const QUESTIONS: [(&str, &str); 5] = [
     (
         "nearest to the Matterhorn",
         "SELECT name, country, latitude, longitude FROM city_place JOIN city USING (id)
-         WHERE south > 45.7 AND north < 46.3 AND west > 7.2 AND east < 8.1
-         ORDER BY (latitude - 45.976) * (latitude - 45.976) + 0.48 * (longitude - 7.658) * (longitude - 7.658) LIMIT 5",
+         WHERE south > 45.85 AND north < 46.1 AND west > 7.5 AND east < 7.82
+         ORDER BY (latitude - 45.976) * (latitude - 45.976) + 0.48 * (longitude - 7.658) * (longitude - 7.658) LIMIT 3",
     ),
     (
         "where the Springfields are",

@@ -94,7 +94,7 @@ pub fn page(page: &Page<'_>) -> Markup {
                     p #announce.unseen role="status" aria-live="polite" data-role=(page.here.role.word()) { (role_text(page.here.role).0) }
                 }
                 footer.quiet {
-                    a href="/metrics" { "Metrics" } " \u{b7} " a href="/healthz" { "Health" } " \u{b7} "
+                    a href="/metrics" { "Metrics" } " \u{b7} " a href="/health" { "Health" } " \u{b7} "
                     a href="/entries.json" { "Entries as JSON" }
                 }
             }

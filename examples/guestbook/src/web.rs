@@ -6,7 +6,7 @@
 //! | `POST /entries` | stores an entry; 303 to the page when it is stored as the settings promise |
 //! | `GET /live?newest=N` | the panel, and the list if there are entries after N, for the script |
 //! | `GET /entries.json` | entries as JSON; `?before=N&limit=N` |
-//! | `GET /healthz` | 200 when the database can be read, 503 when it cannot or the app is stopping |
+//! | `GET /health`, `/healthz` | 200 when the database can be read, 503 when it cannot or the app is stopping |
 //! | `GET /livez` | 200 while the process serves at all |
 //! | `GET /metrics` | Prometheus text |
 //!
@@ -71,7 +71,9 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/entries", post(sign).layer(DefaultBodyLimit::max(BODY_LIMIT)))
         .route("/entries.json", get(entries_json))
         .route("/live", get(live))
-        .route("/healthz", get(healthz))
+        // Cloud Run keeps some paths that end in z from reaching a service from outside.
+        .route("/health", get(health))
+        .route("/healthz", get(health))
         .route("/livez", get(|| async { "alive\n" }))
         .route("/metrics", get(metrics))
         .route("/style.css", get(|| async { asset("text/css; charset=utf-8", STYLE) }))
@@ -220,7 +222,7 @@ async fn entries_json(State(app): State<Arc<App>>, RawQuery(query): RawQuery) ->
     }
 }
 
-async fn healthz(State(app): State<Arc<App>>) -> Response {
+async fn health(State(app): State<Arc<App>>) -> Response {
     let stopping = app.stopping.load(Ordering::Relaxed);
     let read =
         app.readers.read(|db| db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0)));
@@ -291,7 +293,7 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     let status = answer.status().as_u16();
     app.metrics.answered(word(&method), route.clone(), status, took);
     // Probes and scrapes come all day and say nothing when they succeed.
-    let dull = matches!(route.as_str(), "/healthz" | "/livez" | "/metrics" | "/live") && status < 400;
+    let dull = matches!(route.as_str(), "/health" | "/healthz" | "/livez" | "/metrics" | "/live") && status < 400;
     if !dull {
         log_request(&app, &method, &url, &asked, &answer, took.as_secs_f64());
     }

@@ -153,6 +153,7 @@ impl Saved {
             offset: record.offset,
             count: record.count,
             seed: record.seed,
+            held: None,
         }
     }
 

@@ -49,7 +49,10 @@ impl Opening<'_> {
         };
         let Some(page_size) = page_size else { return refuse("its header has no legal page size".to_owned()) };
         let size = file.metadata().map_err(|e| failed(&e))?.len();
-        if size == 0 || !size.is_multiple_of(page_size.bytes().into()) || size / u64::from(page_size.bytes()) > u32::MAX.into() {
+        if size == 0
+            || !size.is_multiple_of(page_size.bytes().into())
+            || size / u64::from(page_size.bytes()) > u32::MAX.into()
+        {
             return refuse(format!("its size of {size} bytes is not a whole number of pages of {page_size}"));
         }
         let pages = PageCount((size / u64::from(page_size.bytes())) as u32);
@@ -62,8 +65,11 @@ impl Opening<'_> {
             self.outbox.remove(stale.id.txid)?;
         }
         let envelope = self.outbox.freeze(TxId(1), position, timestamp_ms, |out| {
-            let refused = |e: crate::delta::EncodeError| Error::new(ErrorKind::Local, format!("adopting {}: {e}", path.display()));
-            let header = Header { node_id: state.protocol.nonce.0, ..Header::level_0(page_size, pages, TxId(1), timestamp_ms) };
+            let refused = |e: crate::delta::EncodeError| {
+                Error::new(ErrorKind::Local, format!("adopting {}: {e}", path.display()))
+            };
+            let header =
+                Header { node_id: state.protocol.nonce.0, ..Header::level_0(page_size, pages, TxId(1), timestamp_ms) };
             let mut encoder = Encoder::new(out, header).map_err(refused)?;
             let mut page = vec![0; page_size.bytes() as usize];
             for pgno in (1..=pages.0).map(Pgno).filter(|pgno| *pgno != page_size.lock_page()) {

@@ -6,10 +6,13 @@
 
 mod adopt;
 mod exclusive;
+pub(crate) mod forked;
 mod open;
 mod status;
+mod strict;
 mod waiting;
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,26 +22,30 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use self::exclusive::ExclusiveWal;
+use crate::apply::index::IndexWriter;
+use crate::apply::{Applier, Outcome};
 use crate::cache::file::CacheFile;
+use crate::cache::pending::PendingDeltas;
 use crate::capture::index::{self, Committed};
-use crate::capture::Capture;
+use crate::capture::{self, Capture};
 use crate::config::{Config, Durability};
+use crate::delta::Decoder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::Layout;
 use crate::local::locks::{self, HostMutex, LockByte, Mode};
 use crate::local::shared::{BootTime, Shared};
 use crate::log;
 use crate::outbox::Outbox;
-use crate::page::PageSize;
+use crate::page::{PageSize, TxId};
+use crate::per_process;
+use crate::protocol::ObjectId;
 use crate::replica::names::Replica;
 use crate::upload::pump::{self, Turn};
 
 /// How long a reset of the WAL waits for the capture lock before it is put off.
 const RESET_WAIT: Duration = Duration::from_millis(100);
 /// How long everything else waits for the capture lock.
-const CAPTURE_WAIT: Duration = Duration::from_secs(30);
-/// How long a close, a COMMIT that waits, and `gcs_flush` wait for the bucket.
-pub(crate) const DURABLE_WAIT: Duration = Duration::from_secs(30);
+pub(crate) const CAPTURE_WAIT: Duration = Duration::from_secs(30);
 /// How long a close tries to give the lease back, before it is left to expire.
 const LEAVE_WAIT: Duration = Duration::from_secs(5);
 /// How long the first commit after a quiet time waits for others to share its upload.
@@ -56,6 +63,10 @@ pub(crate) trait WalIndex: Send + Sync {
 
     /// Lets go of the WRITE lock that [`WalIndex::lock_write`] took.
     fn unlock_write(&self);
+
+    /// Takes the WAL's WRITE lock to write the wal-index; `None` if somebody else has it, or while there is none to be
+    /// had. Nothing else is to be had through this handle until the result is dropped.
+    fn writer(&self) -> Result<Option<Box<dyn IndexWriter + '_>>>;
 }
 
 /// The WAL's WRITE lock, held by our own handle.
@@ -85,8 +96,6 @@ pub(crate) struct OpenRequest {
     pub(crate) parameters: Vec<(String, String)>,
     /// SQLITE_OPEN_CREATE was given.
     pub(crate) create: bool,
-    /// SQLITE_OPEN_READONLY was given.
-    pub(crate) read_only: bool,
 }
 
 /// One database of this process, shared by its connections.
@@ -105,14 +114,23 @@ pub(crate) struct Database {
     pub(crate) lease_lane: HostMutex<()>,
     pub(crate) state_lock: HostMutex<()>,
     nonce: u64,
+    /// Which process made it, counted in forks.
+    generation: u32,
+    /// Deltas that are in the bucket and not in the page map yet, and the epochs of checkpoints that wait for them.
+    pub(crate) pending: PendingDeltas,
+    pub(crate) epochs: Mutex<VecDeque<(u64, TxId)>>,
     /// Held for the whole life: shared with the other processes that have the database open.
     members: std::fs::File,
     index: Mutex<Option<Arc<dyn WalIndex>>>,
     exclusive: Mutex<ExclusiveWal>,
     opened: open::Cost,
     pub(crate) last_error: Mutex<Option<String>>,
+    /// A commit whose last header is not in the WAL yet.
+    held: Mutex<Option<strict::HeldCommit>>,
     /// Who held the lease when it was last refused.
     pub(crate) holder: Mutex<Option<String>>,
+    /// When and why the lease could last not be asked for.
+    pub(crate) unreachable: Mutex<Option<(Instant, Error)>>,
     /// Where commits that lost the log were put.
     pub(crate) conflict: Mutex<Option<PathBuf>>,
     /// Why this process's connections get no further; holds until the database is opened anew.
@@ -138,6 +156,9 @@ impl Database {
         let database = Arc::new(open::open(&request)?);
         // The cell is new, so this is the one time that it is set.
         let _ = database.me.set(Arc::downgrade(&database));
+        forked::EVER_OPENED.store(true, Ordering::Relaxed);
+        let me = Arc::downgrade(&database);
+        database.cache.on_moved(move |why| me.upgrade().map_or(Ok(()), |database| database.plan_anew(why)));
         waiting::remember(&database);
         // What an earlier process left is sent without waiting for a commit.
         database.call_uploader(Instant::now());
@@ -173,21 +194,26 @@ impl Database {
     /// xRead(main): runs `base`, which reads these bytes of the main file through the base VFS, with every page
     /// of the range present before and still valid after. `base` may run more than once. Returns the code of the last run.
     pub(crate) fn read(&self, range: Range<u64>, base: &mut dyn FnMut() -> i32) -> Result<i32> {
+        self.check_process()?;
         self.cache.read(range, base).inspect_err(|e| self.note_error(e))
     }
 
     /// xWrite(main), only ever called by a checkpoint: runs `base`, which writes these bytes, and marks the pages as present.
     pub(crate) fn write(&self, range: Range<u64>, base: &mut dyn FnMut() -> i32) -> Result<i32> {
+        self.check_process()?;
         self.cache.write(range, base)
     }
 
     /// xTruncate(main): runs `base` and forgets the pages beyond `size_bytes`.
     pub(crate) fn truncate(&self, size_bytes: u64, base: &mut dyn FnMut() -> i32) -> Result<i32> {
+        self.check_process()?;
         self.cache.truncate(size_bytes, base)
     }
 
     /// Before a writer takes the WAL's WRITE lock (READ lock held, no other). Refuses with Busy or Fenced.
     pub(crate) fn before_write_lock(&self) -> Result<()> {
+        self.check_process()?;
+        self.wait_to_begin()?;
         self.ensure_right()?;
         self.shared.note_lease_used(BootTime::now());
         *self.exclusive.lock() = ExclusiveWal::default();
@@ -197,6 +223,9 @@ impl Database {
     /// The WAL's WRITE lock is about to be let go by a writer. Returns the committed end that COMMIT_PHASETWO of
     /// the same connection then waits for.
     pub(crate) fn committed_end(&self) -> Option<WalEnd> {
+        if self.is_inherited() {
+            return None;
+        }
         self.committed().map(|c| WalEnd { salts: c.salts, frames: c.frames })
     }
 
@@ -208,7 +237,9 @@ impl Database {
 
     /// Before a write into the WAL file. A header (offset 0) ends the generation that the file holds; a frame header is
     /// remembered for connections that have no shared wal-index. `exclusive`: this connection makes no xShmLock calls.
-    pub(crate) fn before_wal_write(&self, offset: u64, bytes: &[u8], exclusive: bool) -> Result<()> {
+    fn before_wal_write(&self, offset: u64, bytes: &[u8], exclusive: bool) -> Result<()> {
+        self.check_process()?;
+        self.wait_to_write(bytes.len() as u64)?;
         if exclusive {
             self.ensure_right()?;
         } else if exclusive::commit_in(offset, bytes, self.page_size).is_some() && !self.has_right() {
@@ -233,6 +264,7 @@ impl Database {
     /// connection holds no shared index (locking_mode=EXCLUSIVE: the end is the last commit frame it wrote) or
     /// committed nothing. Waits as the durability asks.
     pub(crate) fn commit_phase_two(&self, end: Option<WalEnd>, exclusive: bool) -> Result<()> {
+        self.check_process()?;
         if exclusive {
             self.exclusive.lock().committed();
         } else if end.is_none() {
@@ -249,23 +281,50 @@ impl Database {
                 self.call_uploader(Instant::now() + self.until_due(now).max(GATHER));
                 Ok(())
             }
-            Durability::Commit | Durability::Strict => self.wait_until_durable(DURABLE_WAIT).inspect_err(|e| {
+            // The bucket had it before SQLite published it.
+            Durability::Strict => Ok(()),
+            Durability::Commit => self.wait_until_durable(self.commit_timeout()).inspect_err(|e| {
                 self.note_error(e);
                 self.poison(e);
             }),
         }
     }
 
+    /// Whether COMMIT_PHASETWO may wait for the bucket.
+    pub(crate) fn waits_in_phase_two(&self) -> bool {
+        *self.durability.read() == Durability::Commit
+    }
+
     /// Before xLock(EXCLUSIVE) goes to the base VFS: captures what is committed. The shim lets go of its own handle after this.
+    ///
+    /// # Errors
+    /// Busy when another process has the database open, whether or not it holds a lock of SQLite's: a connection that a forked
+    /// child has opened beside an inherited one holds none, and the WAL must not be deleted under it.
     pub(crate) fn before_exclusive(&self) -> Result<()> {
-        self.save_captured(CAPTURE_WAIT)
+        self.save_captured(CAPTURE_WAIT)?;
+        if !locks::set(&self.members, LockByte::Members, Mode::Exclusive)? {
+            let message = format!("{}: another process has it open", self.layout.main().display());
+            return Err(Error::new(ErrorKind::Busy, message));
+        }
+        locks::set(&self.members, LockByte::Members, Mode::Shared)?;
+        Ok(())
     }
 
     /// After the last connection of this process closed the main file: uploads what is committed, with a deadline,
     /// and lets go of every lock and file. What could not be sent is logged and kept on disk.
     pub(crate) fn close(&self) {
-        match self.flush(DURABLE_WAIT) {
-            Err(e) => self.report_unsent(&e),
+        if self.is_inherited() {
+            return;
+        }
+        waiting::forget(self);
+        match self.flush(self.commit_timeout()) {
+            Err(e) => {
+                // What only the WAL holds so far is counted, and kept, with the rest.
+                if let Err(e) = self.save_captured(RESET_WAIT) {
+                    self.note_error(&e);
+                }
+                self.report_unsent(&e);
+            }
             Ok(_) => {
                 if let Err(e) = self.leave() {
                     self.note_error(&e);
@@ -277,10 +336,29 @@ impl Database {
         }
     }
 
+    /// Our own handle's view of the wal-index.
+    pub(crate) fn wal_index(&self) -> Option<Arc<dyn WalIndex>> {
+        self.index.lock().clone()
+    }
+
     /// Keeps the writers of all processes out while the result lives; `None` if one is writing, or where that cannot be known.
     pub(crate) fn keep_writers_out(&self) -> Option<WritersOut> {
         let index = self.index.lock().clone()?;
         index.lock_write().then(|| WritersOut(index))
+    }
+
+    /// Takes one delta of another writer's into this database, for its readers to see; `id` is that of the newest
+    /// object in it. Not to be called from a callback of SQLite's that holds WRITE or READ1 to READ4 exclusively.
+    pub(crate) fn apply<R: std::io::Read>(&self, delta: Decoder<R>, id: ObjectId) -> Result<Outcome> {
+        let Some(index) = self.index.lock().clone() else { return Ok(Outcome::Busy) };
+        let applier = Applier {
+            index: &*index,
+            layout: &self.layout,
+            capture: &self.capture,
+            shared: &self.shared,
+            page_size: self.page_size,
+        };
+        applier.apply(delta, id)
     }
 
     /// What is committed in the WAL now, as the wal-index or, without one, the exclusive connection or the file says.
@@ -293,6 +371,7 @@ impl Database {
                     None => break,
                     Some(bytes) => match index::parse(&bytes) {
                         Some(committed) => return Some(committed),
+                        None if index::is_empty(&bytes) => return self.committed_unrecovered(&*index),
                         None => std::hint::spin_loop(),
                     },
                 }
@@ -301,8 +380,26 @@ impl Database {
         self.exclusive.lock().end()
     }
 
+    /// What is committed in a WAL that was left by killed processes, and that nobody has read since: the wal-index is empty. It
+    /// is what recovery will find, as long as that is kept out.
+    fn committed_unrecovered(&self, index: &dyn WalIndex) -> Option<Committed> {
+        if !index.lock_write() {
+            return None;
+        }
+        let committed = match index.bytes() {
+            Some(bytes) if index::is_empty(&bytes) => {
+                capture::committed_in_file(&self.layout).inspect_err(|e| self.note_error(e)).ok().flatten()
+            }
+            Some(bytes) => index::parse(&bytes),
+            None => None,
+        };
+        index.unlock_write();
+        committed
+    }
+
     /// Saves everything committed, so that the WAL may go.
     fn save_captured(&self, limit: Duration) -> Result<()> {
+        self.check_process()?;
         let mut capture = self.capture.lock_within(limit, "the capture lock")?;
         let committed = match self.committed() {
             Some(committed) => Some(committed),
@@ -319,6 +416,16 @@ impl Database {
         self.config.flush_interval.saturating_sub(now.since(self.shared.last_put()))
     }
 
+    /// How long a close, a COMMIT that waits, and `gcs_flush` wait for the bucket.
+    pub(crate) fn commit_timeout(&self) -> Duration {
+        self.config.commit_timeout
+    }
+
+    /// How long a writer waits for the lease to be taken, before it is told to try again.
+    pub(crate) fn request_timeout(&self) -> Duration {
+        self.config.request_timeout
+    }
+
     /// The outbox.
     pub(crate) fn outbox(&self) -> &Outbox {
         &self.outbox
@@ -332,13 +439,13 @@ impl Database {
     /// Everything is in the bucket: if no other process of the host has the database open, gives the lease back and says on
     /// disk that the cache is whole.
     fn leave(&self) -> Result<()> {
-        let _lease = self.lease_lane.lock_within(DURABLE_WAIT, "the lease lock")?;
-        let _upload = self.uploader.lock_within(DURABLE_WAIT, "the upload lock")?;
+        let _lease = self.lease_lane.lock_within(LEAVE_WAIT, "the lease lock")?;
+        let _upload = self.uploader.lock_within(LEAVE_WAIT, "the upload lock")?;
         if !locks::set(&self.members, LockByte::Members, Mode::Exclusive)? {
             return Ok(());
         }
         if self.shared.right() != BootTime::default() {
-            self.release(Instant::now() + LEAVE_WAIT)?;
+            self.release(Instant::now() + LEAVE_WAIT.min(self.commit_timeout()))?;
         }
         self.cache.sync()?;
         self.change_state(|state| state.clean = true)
@@ -348,7 +455,7 @@ impl Database {
         self.me.get().and_then(std::sync::Weak::upgrade).map(|me| me as Arc<dyn Turn>)
     }
 
-    fn call_uploader(&self, due: Instant) {
+    pub(crate) fn call_uploader(&self, due: Instant) {
         if let Some(turn) = self.as_turn()
             && let Err(e) = pump::call(&turn, due)
         {
@@ -368,7 +475,10 @@ impl Database {
 
     pub(crate) fn fenced(&self) -> Error {
         let place = self.replica.place();
-        Error::new(ErrorKind::Fenced, format!("{place}: another writer has appended to the log; open the database anew"))
+        Error::new(
+            ErrorKind::Fenced,
+            format!("{place}: another writer has appended to the log; open the database anew"),
+        )
     }
 
     pub(crate) fn poison(&self, error: &Error) {
@@ -397,6 +507,8 @@ pub(crate) fn close_all_at_exit() {
     }
 }
 
-/// In a forked child: forgets the parent's databases and its background threads. Takes no lock, because another
+/// In a forked child, before anything else there: begins with no databases and no threads. Takes no lock, because another
 /// thread of the parent may have held it.
-pub(crate) fn after_fork_in_child() {}
+pub(crate) fn after_fork_in_child() {
+    per_process::begin_in_child();
+}

@@ -25,7 +25,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::{Database, OpenRequest};
+use crate::cache::default_size::default_size;
 use crate::cache::file::{CacheFile, MAGIC, MASK};
+use crate::cache::pending::PendingDeltas;
 use crate::capture::index::Committed;
 use crate::capture::position::Position;
 use crate::capture::{Capture, Freeze};
@@ -38,16 +40,16 @@ use crate::local::{Layout, conflict, remove};
 use crate::log;
 use crate::outbox::{Envelope, Outbox};
 use crate::page::{PageCount, PageSize, Pgno, TxId};
+use crate::protocol::restart::{self, Verdict};
+use crate::protocol::{self, Nonce, ObjectId};
 use crate::replica::chain::{self, Chain};
-use crate::replica::index_fetch::ObjectIndex;
-use crate::replica::page_map::PageMap;
 use crate::replica::fetch::PageSource;
+use crate::replica::index_fetch::ObjectIndex;
 use crate::replica::names::{Listed, ObjectName, Replica};
+use crate::replica::page_map::PageMap;
 use crate::runtime;
 use crate::store;
 use crate::store::url::BucketUrl;
-use crate::protocol::restart::{self, Verdict};
-use crate::protocol::{self, Nonce, ObjectId};
 use crate::upload::driver;
 use crate::words::NotUsable;
 
@@ -106,7 +108,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
     })?;
     let url: BucketUrl = config.bucket.parse()?;
     url.join(name)?;
-    let replica = Replica::new(store::open(&url, store::Config::default()), name);
+    let replica = Replica::new(store::open(&url, store_config(&config)), name);
     let layout = Layout::of(&request.path);
     let had_directory = layout.dir().exists();
     layout.create()?;
@@ -126,8 +128,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
     }
     let Ready { cache, state, cold } = result?;
     let [gets, puts, lists, deletes, ..] = opening.replica.store().traffic().snapshot();
-    let opened =
-        Cost { cold, ms: started.elapsed().as_millis() as u64, requests: gets + puts + lists + deletes };
+    let opened = Cost { cold, ms: started.elapsed().as_millis() as u64, requests: gets + puts + lists + deletes };
     log::info!(
         "{}: open at {} of {} in {} ms with {} requests",
         opening.layout.main().display(),
@@ -137,12 +138,16 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         opened.requests
     );
     let lock = opening.layout.lock();
+    opening.bound(&cache);
     Ok(Database {
         durability: RwLock::new(opening.config.durability),
         page_size: cache.page_size(),
         cache,
         capture: HostMutex::new(&lock, LockByte::Capture, Capture::open(&opening.layout, &opening.outbox)?)?,
         nonce: state.protocol.nonce.0,
+        generation: crate::per_process::generation(),
+        pending: PendingDeltas::of(opening.layout.dir()),
+        epochs: Mutex::default(),
         uploader: HostMutex::new(&lock, LockByte::Upload, ())?,
         lease_lane: HostMutex::new(&lock, LockByte::Lease, ())?,
         state_lock: HostMutex::new(&lock, LockByte::State, ())?,
@@ -151,7 +156,9 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         exclusive: Mutex::default(),
         opened,
         last_error: Mutex::new(None),
+        held: Mutex::new(None),
         holder: Mutex::new(None),
+        unreachable: Mutex::new(None),
         conflict: Mutex::new(None),
         poison: Mutex::new(None),
         urgent: 0.into(),
@@ -283,6 +290,7 @@ impl Opening<'_> {
     /// A new database: one pre-written page, no object in the bucket until the first commit.
     fn create(&self) -> Result<Ready> {
         let page_size = self.config.page_size;
+        PendingDeltas::of(self.layout.dir()).clear()?;
         let map = PageMap::create(self.layout.dir(), page_size)?;
         let cache = CacheFile::create(self.layout.dir(), self.layout.main(), map, self.source())?;
         cache.put_page(Pgno::ONE, &crate::sqlite::header::new_database_header(page_size))?;
@@ -300,6 +308,7 @@ impl Opening<'_> {
         // What is unsent stands on the durable delta, and only empty deltas can have come after that.
         if state.protocol.outbox.is_empty() {
             state.protocol.caught_up(head);
+            state.durable_generation = generation_of(chain, head);
         }
         state.position = Position { pages, closed: true, serial: state.position.serial, ..Position::default() };
         self.build_cold(indexes, page_size, state)
@@ -312,6 +321,7 @@ impl Opening<'_> {
         for id in &state.protocol.outbox {
             indexes.push(self.local_index(&self.outbox.envelope(id.txid)?)?);
         }
+        PendingDeltas::of(self.layout.dir()).clear()?;
         let map = PageMap::create(self.layout.dir(), page_size)?;
         map.rebuild(&indexes)?;
         let cache = CacheFile::create(self.layout.dir(), self.layout.main(), map, self.source())?;
@@ -326,6 +336,13 @@ impl Opening<'_> {
             return self.adopt(chain.as_ref());
         }
         let is_whole = main == MainFile::Cache && (state.clean || state.boot == boot_id());
+        let mut capture = Capture::open(&self.layout, &self.outbox)?;
+        let committed = capture.committed_in_file()?;
+        if let Some(applied) = capture.applied(committed.as_ref())?
+            && applied.note_in(&mut state)
+        {
+            state.save(&self.layout.state())?;
+        }
         self.outbox.adopt_refrozen(&state.protocol.outbox)?;
         state.protocol.restarted();
         if state.boot != boot_id() {
@@ -335,9 +352,11 @@ impl Opening<'_> {
                 ..protocol::State::new(Nonce(nonce()), who(), self.config.lease_ttl.as_millis() as u64)
             };
         }
-        let mut capture = Capture::open(&self.layout, &self.outbox)?;
-        let position = capture.recover(&self.shared)?;
-        let committed = capture.committed_in_file()?;
+        let position = capture.recover(&self.shared, committed.as_ref())?;
+        // A delta that was frozen before its commit was written, or frames that are gone: the cache is behind the log.
+        let is_behind =
+            !position.closed && committed.is_none_or(|c| c.salts != position.salts || c.frames < position.frames);
+        let is_whole = is_whole && !is_behind && !state.behind;
         self.freeze_wal(&mut capture, &state, position, committed, is_whole)?;
         let frozen = self.outbox.list()?;
         state.protocol.outbox = driver::unsettled(&state.protocol, frozen.iter().map(|envelope| envelope.id));
@@ -376,6 +395,11 @@ impl Opening<'_> {
                 }
                 if is_whole && let Ok(cache) = self.open_cache() {
                     cache.recount();
+                    if verdict == Verdict::Continues
+                        && let Some(chain) = &chain
+                    {
+                        self.bring_map_up(&cache, state.durable_txid(), chain)?;
+                    }
                     return match (verdict, chain) {
                         (Verdict::Behind(_), Some(chain)) => self.catch_up(cache, state, &chain, log.head(), committed),
                         _ => self.start(cache, state, false),
@@ -393,11 +417,40 @@ impl Opening<'_> {
         }
     }
 
+    /// Brings the page map up to the durable delta: what earlier processes remembered, else what the bucket says. Nobody reads an
+    /// older state any more, so it does not matter what of it is backfilled.
+    fn bring_map_up(&self, cache: &CacheFile, durable: TxId, chain: &Chain) -> Result<()> {
+        let pending = PendingDeltas::of(self.layout.dir());
+        for (delta, index) in pending.list().unwrap_or_default() {
+            if delta.min <= cache.map().txid().0 + 1 && delta.max <= durable.0 {
+                cache.map().apply(&[index])?;
+            }
+        }
+        let known = cache.map().txid();
+        if known < durable {
+            let newer = chain.objects.iter().filter(|o| o.name.max > known).cloned().collect();
+            cache.map().apply(&self.indexes(&Chain { objects: newer })?)?;
+        }
+        pending.clear()
+    }
+
+    /// Bounds what everything local takes.
+    fn bound(&self, cache: &CacheFile) {
+        let layout = self.layout.clone();
+        let used = u64::from(cache.present()) * u64::from(cache.page_size().bytes());
+        let folder = layout.main().parent().unwrap_or(Path::new("/")).to_owned();
+        let size = self.config.cache_size.or_else(|| default_size(&folder, used + layout.beside_bytes()));
+        if let Some(limit) = size.filter(|&limit| limit > 0) {
+            cache.bound(limit, Box::new(move || layout.beside_bytes()));
+        }
+    }
+
     /// The log as the protocol sees it.
     fn log(&self, listed: &[Listed], state: &State) -> Result<protocol::Chain> {
-        let known = driver::known(&self.replica, listed, &self.outbox, state.durable_txid())?;
+        let known = driver::known(&self.replica, listed, &self.outbox, state.durable())?;
         protocol::Chain::of(&known).map_err(|gap| {
-            let message = format!("{}: {} is missing, although {} is there", self.replica.place(), gap.missing, gap.head);
+            let message =
+                format!("{}: {} is missing, although {} is there", self.replica.place(), gap.missing, gap.head);
             Error::new(ErrorKind::Corrupt, message)
         })
     }
@@ -429,7 +482,7 @@ impl Opening<'_> {
             timestamp_ms: crate::upload::now_ms(),
             base: &|_, _| Ok(false),
         };
-        capture.freeze(&self.shared, continues.as_ref(), &how)?;
+        capture.freeze(&self.shared, continues.as_ref(), None, &how)?;
         Ok(())
     }
 
@@ -459,11 +512,13 @@ impl Opening<'_> {
             .collect();
         let pages = last.commit;
         cache.map().apply(&indexes)?;
+        PendingDeltas::of(self.layout.dir()).clear()?;
         cache.forget(changed)?;
         cache.set_size(pages)?;
         remove(&self.layout.wal())?;
         remove(&self.layout.shm())?;
         state.protocol.caught_up(head);
+        state.durable_generation = generation_of(chain, head);
         state.position = Position { pages, closed: true, serial: state.position.serial, ..Position::default() };
         cache.prefetch(Pgno::ONE)?;
         self.start(cache, state, false)
@@ -473,17 +528,22 @@ impl Opening<'_> {
     pub(super) fn start(&self, cache: CacheFile, mut state: State, cold: bool) -> Result<Ready> {
         let frozen = self.outbox.list()?;
         state.protocol.outbox = driver::unsettled(&state.protocol, frozen.iter().map(|envelope| envelope.id));
-        if !self.layout.wal().exists() && state.protocol.outbox.is_empty() {
+        let without_wal = !self.layout.wal().exists() && state.protocol.outbox.is_empty();
+        if without_wal {
             // Whatever WAL is found later is newer than everything captured.
             state.position = Position { salts: [0; 8], frames: 0, cksum: [0; 2], closed: true, ..state.position };
         }
         state.boot = boot_id();
         state.file = self.identity()?;
         state.clean = false;
+        state.behind = false;
         state.protocol.ttl_ms = self.config.lease_ttl.as_millis() as u64;
         state.save(&self.layout.state())?;
         let capture = Capture::open(&self.layout, &self.outbox)?;
-        let position = capture.recover(&self.shared)?;
+        if without_wal {
+            capture.forget_applied()?;
+        }
+        let position = capture.recover(&self.shared, capture.committed_in_file()?.as_ref())?;
         driver::publish(&self.shared, &state);
         self.shared.set_frozen_pages(position.pages);
         Ok(Ready { cache, state, cold })
@@ -495,9 +555,11 @@ impl Opening<'_> {
             replica: self.replica.place(),
             boot: boot_id(),
             file: (0, 0),
+            durable_generation: None,
             page_size: page_size.bytes(),
             protocol: protocol::State::new(Nonce(nonce()), who(), self.config.lease_ttl.as_millis() as u64),
             position: Position { closed: true, ..Position::default() },
+            behind: false,
             clean: false,
         }
     }
@@ -532,9 +594,9 @@ impl Opening<'_> {
 
     /// The plan to the head. A gap is believed only when a second listing shows it too: objects may just be replaced.
     fn chain(&self, listed: Vec<Listed>) -> Result<Option<Chain>> {
-        chain::plan(&listed, None).or_else(|_| chain::plan(&self.list()?, None)).map_err(|e| {
-            e.context(self.replica.place())
-        })
+        chain::plan(&listed, None)
+            .or_else(|_| chain::plan(&self.list()?, None))
+            .map_err(|e| e.context(self.replica.place()))
     }
 
     fn indexes(&self, chain: &Chain) -> Result<Vec<ObjectIndex>> {
@@ -547,6 +609,21 @@ impl Opening<'_> {
         let bytes = self.outbox.read(&envelope.id)?;
         ObjectIndex::decode(ObjectName::delta(envelope.id.txid), None, envelope.id.size, &bytes, &bytes)
     }
+}
+
+/// An attempt has the request timeout; failures are repeated for twice as long.
+fn store_config(config: &Config) -> store::Config {
+    store::Config {
+        attempt_timeout: config.request_timeout,
+        deadline: config.request_timeout * 2,
+        ..store::Config::from_environment()
+    }
+}
+
+/// Which write of its name the head is, if it is a delta of the chain.
+fn generation_of(chain: &Chain, head: Option<ObjectId>) -> Option<u64> {
+    let name = ObjectName::delta(head?.txid);
+    chain.objects.iter().find(|object| object.name == name).map(|object| object.meta.generation.0)
 }
 
 fn nonce() -> u64 {

@@ -42,7 +42,8 @@ pub(crate) fn keep(layout: &Layout, outbox: &Outbox, state: &State, lost: TxId) 
     for delta in &deltas {
         let from = outbox.path(delta.id.txid);
         let to = folder.join(format!("{}.ltx", delta.id.txid));
-        let failed = |e: &std::io::Error| Error::local(format_args!("moving {} to {}", from.display(), to.display()), e);
+        let failed =
+            |e: &std::io::Error| Error::local(format_args!("moving {} to {}", from.display(), to.display()), e);
         fs::rename(&from, &to).map_err(|e| failed(&e))?;
         // Without the envelope it is an LTX file like any other.
         File::options().write(true).open(&to).and_then(|f| f.set_len(delta.id.size)).map_err(|e| failed(&e))?;

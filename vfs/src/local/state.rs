@@ -12,7 +12,8 @@ use super::replace;
 use crate::capture::position::Position;
 use crate::error::{Error, ErrorKind, Result};
 use crate::page::TxId;
-use crate::protocol;
+use crate::protocol::{self, ObjectId};
+use crate::store::Generation;
 
 /// The format that this version writes; another one is set aside and rebuilt.
 pub(crate) const FORMAT: u32 = 1;
@@ -32,8 +33,13 @@ pub(crate) struct State {
     pub(crate) page_size: u32,
     /// What this host remembers of its part in the append protocol.
     pub(crate) protocol: protocol::State,
+    /// Which write of its name the durable delta is, where that is known: a listing then tells it without its checksum.
+    pub(crate) durable_generation: Option<u64>,
     /// How far the WAL is contained in the deltas up to the durable one.
     pub(crate) position: Position,
+    /// The cache lacks a commit that was frozen, and has to be built anew.
+    #[serde(default)]
+    pub(crate) behind: bool,
     /// The last process closed in good order: the cache file is whole, also after a reboot.
     pub(crate) clean: bool,
 }
@@ -60,6 +66,11 @@ impl State {
         let text = serde_json::to_vec(self)
             .map_err(|e| Error::new(ErrorKind::Local, format!("writing {}: {e}", path.display())))?;
         replace(path, &text)
+    }
+
+    /// The newest delta known to be in the bucket, and which write of its name it is, where both are known.
+    pub(crate) fn durable(&self) -> Option<(ObjectId, Generation)> {
+        Some((self.protocol.durable?, Generation(self.durable_generation?)))
     }
 
     /// The newest TXID known to be in the bucket.

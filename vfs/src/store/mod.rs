@@ -53,7 +53,8 @@ pub enum Condition {
 pub struct Meta {
     /// Which write of the name this is.
     pub generation: Generation,
-    /// Size of the whole object in bytes.
+    /// Size of the whole object in bytes. (Imitations of Cloud Storage do not tell it with a range of an object: then
+    /// it is where the range ended.)
     pub size: u64,
     /// When this generation was written, on the bucket's clock; `None` where the store did not say.
     pub created: Option<BucketTime>,

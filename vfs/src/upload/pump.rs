@@ -13,6 +13,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, Result};
+use crate::per_process::PerProcess;
 
 /// Threads at the most; each may wait for one upload.
 const THREADS: usize = 8;
@@ -36,27 +37,13 @@ struct Queue {
     idle: usize,
 }
 
+#[derive(Default)]
 struct Pump {
-    pid: u32,
     queue: Mutex<Queue>,
     changed: Condvar,
 }
 
-static CURRENT: Mutex<Option<&'static Pump>> = Mutex::new(None);
-
-fn current() -> &'static Pump {
-    let pid = std::process::id();
-    let mut current = CURRENT.lock();
-    match *current {
-        Some(pump) if pump.pid == pid => pump,
-        _ => {
-            let pump =
-                Box::leak(Box::new(Pump { pid, queue: Mutex::new(Queue::default()), changed: Condvar::new() }));
-            *current = Some(pump);
-            pump
-        }
-    }
-}
+static PUMP: PerProcess<Pump> = PerProcess::new();
 
 fn key(owner: &Arc<dyn Turn>) -> usize {
     Arc::as_ptr(owner).cast::<()>() as usize
@@ -64,13 +51,10 @@ fn key(owner: &Arc<dyn Turn>) -> usize {
 
 /// Asks for a turn of `owner` at `due` or earlier.
 pub(crate) fn call(owner: &Arc<dyn Turn>, due: Instant) -> Result<()> {
-    let pump = current();
+    let pump = PUMP.here();
     let mut queue = pump.queue.lock();
-    let job = queue.jobs.entry(key(owner)).or_insert_with(|| Job {
-        owner: Arc::downgrade(owner),
-        due: None,
-        running: false,
-    });
+    let job =
+        queue.jobs.entry(key(owner)).or_insert_with(|| Job { owner: Arc::downgrade(owner), due: None, running: false });
     if job.due.is_some_and(|already| already <= due) {
         return Ok(());
     }
@@ -88,7 +72,7 @@ pub(crate) fn call(owner: &Arc<dyn Turn>, due: Instant) -> Result<()> {
 
 /// Forgets `owner`; a turn that is running ends on its own.
 pub(crate) fn forget(owner: &Arc<dyn Turn>) {
-    current().queue.lock().jobs.remove(&key(owner));
+    PUMP.here().queue.lock().jobs.remove(&key(owner));
 }
 
 fn serve(pump: &'static Pump) {
@@ -170,8 +154,7 @@ mod tests {
             call(owner, Instant::now()).expect("a thread");
         }
         for (owner, turns) in &many {
-            let seen: Vec<_> =
-                (0..3).map(|_| turns.recv_timeout(Duration::from_secs(10)).expect("a turn")).collect();
+            let seen: Vec<_> = (0..3).map(|_| turns.recv_timeout(Duration::from_secs(10)).expect("a turn")).collect();
             assert_eq!(seen, [2, 1, 0]);
             forget(owner);
             assert!(turns.try_recv().is_err());

@@ -20,6 +20,9 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 
 const FIELDS: &str = "name,generation,size,timeCreated,crc32c,metadata";
 
+/// The most rows that the service puts into one page.
+const PAGE_ROWS: u32 = 1000;
+
 /// A bucket, as JSON requests see it.
 #[derive(Debug)]
 pub(super) struct Json {
@@ -61,7 +64,8 @@ impl Json {
         token: Option<&str>,
     ) -> Result<Page, Attempt> {
         let fields = format!("nextPageToken,items({FIELDS})");
-        let mut url = format!("{}?fields={}&prefix={}", self.objects, encode(&fields), encode(prefix));
+        let mut url =
+            format!("{}?maxResults={PAGE_ROWS}&fields={}&prefix={}", self.objects, encode(&fields), encode(prefix));
         for (key, value) in [("startOffset", start), ("pageToken", token)] {
             if let Some(value) = value {
                 url.push_str(&format!("&{key}={}", encode(value)));

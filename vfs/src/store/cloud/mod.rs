@@ -112,40 +112,44 @@ impl CloudStore {
         let sent = timeout(self.config.attempt_timeout, request.send()).await.map_err(late)?;
         let mut response = sent.map_err(|error| Attempt::of(name, error))?;
         let told = response.object();
-        let size = u64::try_from(told.size).unwrap_or(0);
-        let meta = Meta {
-            generation: generation(told.generation).ok_or_else(|| Attempt::Damaged("no generation".to_owned()))?,
-            size,
-            created: None,
-            crc32c: told.checksums.and_then(|checksums| checksums.crc32c),
+        // The service tells the size; imitations leave it out, which looks like an empty object.
+        let size = u64::try_from(told.size).ok().filter(|size| *size > 0);
+        let wanted = match (range, size) {
+            (_, Some(size)) => clip(name, range.cloned(), size)?,
+            (Some(range), None) => range.clone(),
+            (None, None) => 0..u64::MAX,
         };
-        let wanted = clip(name, range.cloned(), size)?;
-        let length = (wanted.end - wanted.start) as usize;
+        let longest = wanted.end - wanted.start;
         let body = async {
             let mut bytes = BytesMut::new();
-            loop {
-                let chunk = timeout(self.config.attempt_timeout, response.next()).await.map_err(late)?;
-                let Some(chunk) = chunk.transpose().map_err(|error| Attempt::of(name, error))? else { break };
-                if bytes.len() + chunk.len() > length {
-                    return Err(Attempt::Damaged(format!("more than the {length} bytes asked for")));
+            // The client makes an error of an answer that ends before its own announced length.
+            while let Some(chunk) = timeout(self.config.attempt_timeout, response.next()).await.map_err(late)? {
+                let chunk = chunk.map_err(|error| Attempt::of(name, error))?;
+                if (bytes.len() + chunk.len()) as u64 > longest {
+                    return Err(Attempt::Damaged(format!("more than the {longest} bytes asked for")));
                 }
                 self.traffic.bytes_in.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-                if bytes.is_empty() {
-                    bytes.reserve(length);
+                if bytes.is_empty() && size.is_some() {
+                    bytes.reserve(longest as usize);
                 }
                 bytes.extend_from_slice(&chunk);
             }
             Ok(bytes.freeze())
         };
-        let limit = self.config.attempt_timeout + self.config.transfer(length as u64);
+        // Where no length is known, the time without progress is all there is to go by.
+        let limit = self.config.attempt_timeout + self.config.transfer(longest);
         let bytes: Bytes = timeout(limit, body).await.map_err(late)??;
-        if bytes.len() != length {
-            return Err(Attempt::Damaged(format!("{} of {length} bytes", bytes.len())));
+        let length = bytes.len() as u64;
+        if size.is_some() && length != longest || range.is_some() && length == 0 {
+            return Err(Attempt::Damaged(format!("{length} of {longest} bytes")));
         }
-        if range.is_none() && meta.crc32c.is_some_and(|told| told != crc32c::crc32c(&bytes)) {
+        let crc32c = told.checksums.and_then(|checksums| checksums.crc32c);
+        if range.is_none() && crc32c.is_some_and(|told| told != crc32c::crc32c(&bytes)) {
             return Err(Attempt::Damaged("CRC-32C".to_owned()));
         }
-        Ok(Object { bytes, meta, date: None })
+        let generation = generation(told.generation).ok_or_else(|| Attempt::Damaged("no generation".to_owned()))?;
+        let size = size.unwrap_or(wanted.start + length);
+        Ok(Object { bytes, meta: Meta { generation, size, created: None, crc32c }, date: None })
     }
 
     /// One attempt to write an object.
@@ -254,15 +258,17 @@ impl Store for CloudStore {
     async fn list(&self, prefix: &str, start: Option<&str>) -> Result<Vec<Entry>, StoreError> {
         let full_prefix = self.below(prefix);
         let full_start = start.map(|start| self.below(start));
+        let shown = if prefix.is_empty() { self.place() } else { prefix.to_owned() };
+        let shown = shown.as_str();
         let own = self.below("").len();
         let (mut rows, mut token) = (Vec::new(), None);
         loop {
-            let page = retry(&self.config, prefix, Kind::Read, || async {
+            let page = retry(&self.config, shown, Kind::Read, || async {
                 self.traffic.lists.fetch_add(1, Ordering::Relaxed);
-                let json = &self.clients(prefix).await?.json;
-                let page = json.list(prefix, &full_prefix, full_start.as_deref(), token.as_deref());
+                let json = &self.clients(shown).await?.json;
+                let page = json.list(shown, &full_prefix, full_start.as_deref(), token.as_deref());
                 match timeout(self.config.attempt_timeout, page).await.map_err(|_| self.silence())? {
-                    Err(Attempt::Final(StoreError::NotFound(_))) => Err(self.no_bucket(prefix)),
+                    Err(Attempt::Final(StoreError::NotFound(_))) => Err(self.no_bucket(shown)),
                     answer => answer,
                 }
             })
