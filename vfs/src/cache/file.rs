@@ -239,6 +239,17 @@ impl CacheFile {
         self.pages.put_page(pgno, page)
     }
 
+    /// Puts pages in that came from the bucket in another way than by being missed, as far as they are not there.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub(crate) fn put_fetched(&self, mut pages: Vec<(Pgno, Vec<u8>)>) -> Result<()> {
+        pages.sort_by_key(|(pgno, _)| *pgno);
+        let mut stamps: Stamps = pages.iter().map(|(pgno, _)| self.pages.unit(*pgno)).collect();
+        stamps.dedup_by_key(|(unit, _)| *unit);
+        self.pages.store_all(&pages, &stamps)
+    }
+
     /// Reads a page if the file has it, and says whether it does; never asks the bucket.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 
 mod adopt;
 mod exclusive;
+mod hot;
 pub(crate) mod forked;
 mod open;
 mod status;
@@ -446,6 +447,10 @@ impl Database {
         }
         if self.shared.right() != BootTime::default() {
             self.release(Instant::now() + LEAVE_WAIT.min(self.commit_timeout()))?;
+        }
+        if let Err(e) = self.write_hot_index() {
+            // The next cold open takes longer; nothing else hangs on it.
+            log::info!("{}: no hot index was written: {e}", self.replica.place());
         }
         self.cache.sync()?;
         self.change_state(|state| state.clean = true)
