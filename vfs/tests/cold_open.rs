@@ -92,7 +92,9 @@ fn what_is_newer_than_the_hot_index_is_read_too() {
     filled(&place);
     // A writer that does not close in good order leaves the hot index as it was.
     let writer = place.open_on("second");
-    writer.execute_batch("UPDATE t SET n = 5 WHERE id = 4711; CREATE TABLE later(a); INSERT INTO later VALUES (1)").expect("written");
+    writer
+        .execute_batch("UPDATE t SET n = 5 WHERE id = 4711; CREATE TABLE later(a); INSERT INTO later VALUES (1)")
+        .expect("written");
     let durable: String = writer.query_row("PRAGMA gcs_flush", [], |row| row.get(0)).expect("flushed");
     assert!(!durable.is_empty());
     let db = place.open_on("third");

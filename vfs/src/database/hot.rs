@@ -84,7 +84,11 @@ fn agrees(replica: &Replica, hot: &HotIndex, listed: &[Listed]) -> bool {
     };
     let stale = hot.objects.iter().find(|object| !is_there(&object.name, object.size, object.generation));
     if let Some(stale) = stale {
-        log::info!("{}: the hot index names {}, which is not the bucket's; opening without it", replica.place(), stale.name);
+        log::info!(
+            "{}: the hot index names {}, which is not the bucket's; opening without it",
+            replica.place(),
+            stale.name
+        );
     }
     stale.is_none()
 }

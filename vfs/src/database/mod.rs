@@ -6,8 +6,8 @@
 
 mod adopt;
 mod exclusive;
-mod hot;
 pub(crate) mod forked;
+mod hot;
 mod open;
 mod status;
 mod strict;
