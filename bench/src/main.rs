@@ -10,6 +10,7 @@
 
 mod chart;
 mod cold;
+mod commit;
 mod contender;
 mod machine;
 mod read;
@@ -17,6 +18,7 @@ mod report;
 mod sample;
 mod worker;
 mod write;
+mod writers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,7 +43,7 @@ struct Settings {
 /// A section's name on the command line, and what runs it.
 type Section = (&'static str, fn(&Settings) -> Result<Vec<Report>, Failure>);
 
-const SECTIONS: [Section; 2] = [("write", write::run), ("read", read::run)];
+const SECTIONS: [Section; 3] = [("write", write::run), ("read", read::run), ("commit", commit::run)];
 
 /// The section that has a table of its own.
 const COLD: &str = "cold";

@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use crate::Failure;
 use crate::sample::Sample;
+use crate::writers;
 
 /// The first argument that makes this program a worker. The others: load, URI, and seconds (rows for the section `cold`).
 pub const MARK: &str = "--worker";
@@ -28,6 +29,10 @@ pub fn run(arguments: &[String]) -> Result<(), Failure> {
     let (each, all) = match load.as_str() {
         "insert" => insert(&db, duration)?,
         "select" => select(&db, duration)?,
+        load if load.starts_with("commit-") => writers::commit(uri, load["commit-".len()..].parse()?, duration)?,
+        load if load.starts_with("read-beside-") => {
+            writers::read_beside(uri, load["read-beside-".len()..].parse()?, duration)?
+        }
         other => return Err(format!("no load {other}").into()),
     };
     // Outside of what was timed: everything reaches the bucket before the counters are read.

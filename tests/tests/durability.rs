@@ -254,3 +254,53 @@ fn the_wal_stays_bounded_while_writers_wait_for_the_bucket() {
         assert!(most <= 12 << 20, "{threads} writers: the WAL grew to {most} bytes");
     }
 }
+
+#[test]
+fn sigterm_uploads_what_is_committed_and_ends_the_process_as_before() {
+    let bed = Bed::new();
+    let mut a = bed.with_table("a", "flush_interval=1h&sigterm=flush");
+    a.sql("INSERT INTO t VALUES (1, 'x')").unwrap();
+    a.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(a.wait(Duration::from_secs(10)), None, "ended by the signal, not by an exit");
+    assert!(bed.lease_is("released"), "{:?}", bed.judge.lease());
+    assert_eq!(bed.judge.rows().len(), 1);
+}
+
+#[test]
+fn sigterm_ends_within_its_limit_and_says_what_it_could_not_send() {
+    let bed = Bed::new();
+    let host = bed.host("a", "flush_interval=1h&sigterm=flush");
+    let mut a = bed.with_table("a", "flush_interval=1h&sigterm=flush");
+    a.sql("PRAGMA gcs_flush").unwrap();
+    a.sql("INSERT INTO t VALUES (1, 'x')").unwrap();
+    bed.proxy.rule(|_| Some(Fault::DropBefore));
+    let begun = Instant::now();
+    a.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(a.wait(Duration::from_secs(20)), None);
+    assert!((7..10).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert!(host.log().contains("SIGTERM with 1 deltas"), "{}", host.log());
+    bed.proxy.heal();
+    assert_eq!(host.open().number("SELECT count(*) FROM t"), 1, "it is kept on the disk");
+}
+
+#[test]
+fn a_handler_of_the_application_still_runs_at_sigterm() {
+    let bed = Bed::new();
+    let host = bed.host("a", "flush_interval=1h&sigterm=flush");
+    let script = format!(
+        "import signal, time\n\
+         seen = []\n\
+         signal.signal(signal.SIGTERM, lambda *_: seen.append(1))\n\
+         db = connect({:?}, isolation_level=None)\n\
+         db.execute('CREATE TABLE t(id INTEGER, text TEXT)')\n\
+         signal.raise_signal(signal.SIGTERM)\n\
+         end = time.monotonic() + 10\n\
+         status = lambda: db.execute(\"SELECT json_extract(gcs_status(), '$.durable_txid')\").fetchone()[0]\n\
+         while time.monotonic() < end and int(status(), 16) == 0: time.sleep(0.01)\n\
+         print(len(seen), int(status(), 16))\n",
+        host.uri()
+    );
+    let done = sqlite_gcs_tests::shell::Program::python(&script).env("STORAGE_EMULATOR_HOST", bed.proxy.host()).run();
+    let seen: Vec<&str> = done.expect_success().split(' ').collect();
+    assert!(seen[0] == "1" && seen[1] != "0", "{done}");
+}

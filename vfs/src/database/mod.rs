@@ -41,6 +41,7 @@ use crate::page::{PageSize, TxId};
 use crate::per_process;
 use crate::protocol::ObjectId;
 use crate::replica::names::Replica;
+use crate::upload::group::Group;
 use crate::upload::pump::{self, Turn};
 
 /// How long a reset of the WAL waits for the capture lock before it is put off.
@@ -49,6 +50,10 @@ const RESET_WAIT: Duration = Duration::from_millis(100);
 pub(crate) const CAPTURE_WAIT: Duration = Duration::from_secs(30);
 /// How long a close tries to give the lease back, before it is left to expire.
 const LEAVE_WAIT: Duration = Duration::from_secs(5);
+/// How long writers are held back at a time, so that the WAL can start again. Where a long reader does not let it, the pauses
+/// until the next time double, so many times at the most.
+const HOLD_BACK: Duration = Duration::from_secs(1);
+const HOLDS: u32 = 6;
 /// How long the first commit after a quiet time waits for others to share its upload.
 const GATHER: Duration = Duration::from_millis(5);
 
@@ -139,6 +144,9 @@ pub(crate) struct Database {
     /// Threads that wait for the bucket; while there are any, uploads do not wait for their interval.
     pub(crate) urgent: AtomicU32,
     pub(crate) settled: (Mutex<()>, Condvar),
+    pub(crate) group: Group,
+    held_back: Mutex<Option<Instant>>,
+    holds: AtomicU32,
     pub(crate) failures: AtomicU32,
     me: OnceLock<std::sync::Weak<Database>>,
 }
@@ -296,6 +304,30 @@ impl Database {
         *self.durability.read() == Durability::Commit
     }
 
+    /// Whether a writer that can only make a long WAL longer has to try again: for a short time, once in a while, and only
+    /// while commits wait for the bucket (without them SQLite's own checkpoints are enough).
+    pub(crate) fn holds_writers_back(&self) -> bool {
+        let mut last = self.held_back.lock();
+        let pause = HOLD_BACK * 2u32.pow(self.holds.load(Ordering::Relaxed).min(HOLDS));
+        match *last {
+            Some(at) if at.elapsed() < HOLD_BACK => true,
+            Some(at) if at.elapsed() < pause => false,
+            _ if self.urgent.load(Ordering::SeqCst) == 0 => false,
+            _ => {
+                *last = Some(Instant::now());
+                self.holds.fetch_add(1, Ordering::Relaxed);
+                true
+            }
+        }
+    }
+
+    /// The WAL started again, or never grew long.
+    pub(crate) fn wal_is_short(&self) {
+        if self.holds.load(Ordering::Relaxed) > 0 {
+            self.holds.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Before xLock(EXCLUSIVE) goes to the base VFS: captures what is committed. The shim lets go of its own handle after this.
     ///
     /// # Errors
@@ -324,7 +356,7 @@ impl Database {
                 if let Err(e) = self.save_captured(RESET_WAIT) {
                     self.note_error(&e);
                 }
-                self.report_unsent(&e);
+                self.report_unsent("closed", &e);
             }
             Ok(_) => {
                 if let Err(e) = self.leave() {
@@ -417,6 +449,11 @@ impl Database {
         self.config.flush_interval.saturating_sub(now.since(self.shared.last_put()))
     }
 
+    /// Whether SIGTERM uploads what is committed.
+    pub(crate) fn flushes_at_sigterm(&self) -> bool {
+        self.config.sigterm_flush
+    }
+
     /// How long a close, a COMMIT that waits, and `gcs_flush` wait for the bucket.
     pub(crate) fn commit_timeout(&self) -> Duration {
         self.config.commit_timeout
@@ -503,6 +540,24 @@ impl Database {
         }
         *last = Some(text);
     }
+}
+
+/// At SIGTERM: uploads what is committed everywhere and gives the leases back, within the limit. What could not be sent is logged.
+pub(crate) fn flush_all(limit: Duration) {
+    let end = Instant::now() + limit;
+    std::thread::scope(|scope| {
+        for database in waiting::all_open() {
+            scope.spawn(move || match database.flush(end.saturating_duration_since(Instant::now())) {
+                Ok(txid) => {
+                    log::info!("{}: SIGTERM: the bucket has everything, up to {txid}", database.path().display());
+                    if let Err(e) = database.give_back_now(end) {
+                        database.note_error(&e);
+                    }
+                }
+                Err(e) => database.report_unsent("SIGTERM", &e),
+            });
+        }
+    });
 }
 
 /// At normal process exit: closes every database that is still open, each as [`Database::close`] does.

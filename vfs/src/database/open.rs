@@ -53,6 +53,7 @@ use crate::runtime;
 use crate::store;
 use crate::store::url::BucketUrl;
 use crate::upload::driver;
+use crate::upload::group::Group;
 use crate::words::NotUsable;
 
 /// How long an open waits for another process that is preparing the same database.
@@ -172,6 +173,9 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         poison: Mutex::new(None),
         urgent: 0.into(),
         settled: (Mutex::new(()), Condvar::new()),
+        group: Group::default(),
+        held_back: Mutex::new(None),
+        holds: 0.into(),
         failures: 0.into(),
         me: std::sync::OnceLock::new(),
         layout: opening.layout,

@@ -46,6 +46,7 @@ impl Database {
         let started = Instant::now();
         self.urgent.fetch_add(1, Ordering::SeqCst);
         let result = self.awaited_serial().and_then(|awaited| {
+            self.group.arrived();
             self.call_uploader(Instant::now());
             let mut settled = self.settled.0.lock();
             loop {
@@ -81,14 +82,14 @@ impl Database {
         )
     }
 
-    /// Says at a close how much the bucket does not have, and where it is.
-    pub(super) fn report_unsent(&self, error: &Error) {
+    /// Says at a close, or at SIGTERM, how much the bucket does not have, and where it is.
+    pub(super) fn report_unsent(&self, when: &str, error: &Error) {
         let durable = self.shared.durable();
         let kept = self.outbox().list().unwrap_or_default();
         let deltas: u64 = kept.iter().filter(|kept| kept.id.txid > durable).map(|kept| kept.id.size).sum();
         let bytes = deltas + self.shared.saved_bytes();
         log::error!(
-            "{}: closed with {bytes} bytes of commits not uploaded; they are kept in {} and sent at the next open: {error}",
+            "{}: {when} with {bytes} bytes of commits not uploaded; they are kept in {} and sent at the next open: {error}",
             self.layout.main().display(),
             self.layout.outbox().display(),
         );

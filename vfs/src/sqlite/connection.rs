@@ -13,7 +13,8 @@
 //! - A commit that waits for the bucket in COMMIT_PHASETWO still holds its read mark, and a steady stream of such commits would
 //!   keep the WAL from ever starting again. When the WAL is long the mark is let go for the time of the wait. SQLite gives it
 //!   up right afterwards anyway, unless another statement of the connection is being read; that one goes on only if its
-//!   snapshot was left alone meanwhile, else its reads fail.
+//!   snapshot was left alone meanwhile, else its reads fail. Many writers need more than that: while the WAL is too long, those
+//!   that could only append are told BUSY for a moment, so that a checkpoint gets to the end and the next one starts again.
 //!
 //! A connection is used by one thread at a time (SQLite's mutex sees to it); atomics carry its state between threads.
 
@@ -40,6 +41,8 @@ const LONG_WAL: u32 = 1000;
 /// How often a read mark that was let go is asked for again, a millisecond apart, while somebody resets the WAL.
 const RETAKES: u32 = 50;
 const RETAKE_PAUSE: Duration = Duration::from_millis(1);
+/// From this many frames on writers are held back until the WAL can start again.
+const TOO_LONG_WAL: u32 = 2000;
 /// The five read locks.
 const READS: u32 = 0b11111 << ffi::SHM_READ0;
 
@@ -213,6 +216,9 @@ impl Connection {
 
     fn take_write(&self, flags: c_int) -> c_int {
         let writer = self.is_for_a_writer();
+        if writer && self.reads_a_wal_that_is_too_long() && self.database.holds_writers_back() {
+            return ffi::BUSY;
+        }
         if writer && let Err(error) = self.database.before_write_lock() {
             return self.refuse(Callback::WriteLock, &error);
         }
@@ -241,6 +247,21 @@ impl Connection {
         let region = self.region.load(Ordering::Acquire);
         // SAFETY: set by xShmMap of this file and cleared before its xShmUnmap.
         !region.is_null() && header_is_valid(&unsafe { copy_head(region) })
+    }
+
+    /// Whether this file holds a read mark of a WAL that should start again. Its writer can only append; one that began after
+    /// all was copied into the database file reads nothing from the WAL (READ0), and starts it again.
+    fn reads_a_wal_that_is_too_long(&self) -> bool {
+        if self.shared.load(Ordering::Relaxed) & (1 << ffi::SHM_READ0) != 0 {
+            return false;
+        }
+        let region = self.region.load(Ordering::Acquire);
+        // SAFETY: set by xShmMap of this file and cleared before its xShmUnmap.
+        let too_long = !region.is_null() && frames(&unsafe { copy_head(region) }) >= TOO_LONG_WAL;
+        if !too_long {
+            self.database.wal_is_short();
+        }
+        too_long
     }
 
     fn take_reads_for_reset(&self, flags: c_int) -> c_int {
@@ -388,6 +409,11 @@ fn protects(head: &[u8; 136], mark: c_int, end: WalEnd) -> bool {
     header_is_valid(head)
         && head[32..40] == end.salts
         && [limit, word(96), word(128)].iter().all(|frames| *frames <= end.frames)
+}
+
+/// Committed frames, by the first copy of the header.
+fn frames(head: &[u8; 136]) -> u32 {
+    u32::from_ne_bytes([head[16], head[17], head[18], head[19]])
 }
 
 fn bits(offset: c_int, n: c_int) -> u32 {

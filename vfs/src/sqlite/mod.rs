@@ -27,6 +27,7 @@ mod own_handle;
 mod pragma;
 mod process;
 mod registry;
+mod sigterm;
 mod vfs;
 mod wal_file;
 

@@ -20,6 +20,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::connection::Connection;
 use super::own_handle::OwnHandle;
+use super::sigterm;
 use crate::database::{Database, OpenRequest};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -150,6 +151,9 @@ impl Gate<'_> {
         }
         // No lock but the gate is held here: this may wait for the bucket.
         let database = Database::open(request)?;
+        if database.flushes_at_sigterm() {
+            sigterm::install();
+        }
         let own = Arc::new(own());
         database.attach_index(Some(own.clone()));
         let open = Open { database, own };

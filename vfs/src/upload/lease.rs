@@ -20,6 +20,8 @@ use crate::protocol::{Acquire, Acquired, Look, Release, Released, Renew, Renewed
 
 /// How long a lease that was seen held counts as held without a request.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
+/// How soon a lease that could not be given back at once is tried again before the process ends.
+const GIVE_BACK_PAUSE: Duration = Duration::from_millis(20);
 /// How long after the last commit an idle host gives the lease back.
 const IDLE: Duration = Duration::from_secs(2);
 /// How often a host that writes looks whether somebody waits for the lease.
@@ -152,6 +154,19 @@ impl Database {
         }
         let soon = LOOK.min(IDLE.saturating_sub(idle).max(Duration::from_millis(100)));
         Ok(Some(Instant::now() + soon))
+    }
+
+    /// Gives the lease back before the process ends, if it is held; somebody who is just writing is waited for.
+    pub(crate) fn give_back_now(&self, deadline: Instant) -> Result<()> {
+        while self.shared.right() != BootTime::default() && Instant::now() < deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let _lease = self.lease_lane.lock_within(left, "the lease lock")?;
+            if self.give_back(deadline)? {
+                break;
+            }
+            std::thread::sleep(GIVE_BACK_PAUSE);
+        }
+        Ok(())
     }
 
     /// Gives the lease back, if no write transaction is open. Under the lease lane.

@@ -11,6 +11,7 @@
 
 pub(crate) mod driver;
 mod fast_forward;
+pub(crate) mod group;
 mod lease;
 mod map;
 pub(crate) mod pump;
@@ -86,10 +87,12 @@ impl Database {
                     return Ok(Instant::now() + if urgent { BUSY_URGENT } else { BUSY });
                 };
                 self.shared.set_last_put(BootTime::now());
+                let joined = self.group.gather(|| self.urgent.load(Ordering::SeqCst));
                 let epoch = self.end_epoch();
                 self.freeze_committed()?;
                 self.note_epoch(epoch);
                 self.append_all(Instant::now() + APPEND_WAIT)?;
+                self.group.settled(joined);
                 self.update_map()?;
             }
         }

@@ -1,0 +1,98 @@
+//! Group commit: how many commits that wait for the bucket share one upload.
+//!
+//! When an upload is done, all commits that waited for it return at once, and a moment later their threads are back with the next
+//! ones. An upload that began with the first of these would carry one commit, and the others would wait for the one after: small
+//! and large groups in turn, at half the speed. So an upload waits until as many have come as there are writers, by the last
+//! upload's measure, for a fifth of what an upload takes at the most.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+/// The longest wait for others.
+const MOST: Duration = Duration::from_millis(10);
+
+/// Who comes and goes.
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    state: Mutex<State>,
+    came: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Commits that began to wait, ever.
+    arrivals: u64,
+    /// The same when the last upload began.
+    at_begin: u64,
+    begun: Option<Instant>,
+    /// Writers, by the last upload's measure.
+    expected: u32,
+    /// What the last upload took.
+    took: Duration,
+}
+
+impl Group {
+    /// A commit begins to wait.
+    pub(crate) fn arrived(&self) {
+        self.state.lock().arrivals += 1;
+        self.came.notify_all();
+    }
+
+    /// Before an upload: waits for those that are expected, and returns how many are there. `waiting` counts them.
+    pub(crate) fn gather(&self, waiting: impl Fn() -> u32) -> u32 {
+        let mut state = self.state.lock();
+        let end = Instant::now() + MOST.min(state.took / 5);
+        while (1..state.expected).contains(&waiting()) && !self.came.wait_until(&mut state, end).timed_out() {}
+        state.at_begin = state.arrivals;
+        state.begun = Some(Instant::now());
+        waiting()
+    }
+
+    /// After an upload for which `joined` waited.
+    pub(crate) fn settled(&self, joined: u32) {
+        let mut state = self.state.lock();
+        let late = u32::try_from(state.arrivals - state.at_begin).unwrap_or(u32::MAX);
+        // Those who came meanwhile, and those who will be back in a moment.
+        state.expected = joined.saturating_add(late);
+        state.took = state.begun.map_or(Duration::ZERO, |begun| begun.elapsed());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn an_upload_waits_for_as_many_as_there_are_writers() {
+        let (group, waiting) = (Group::default(), AtomicU32::new(0));
+        let come = || {
+            waiting.fetch_add(1, Ordering::SeqCst);
+            group.arrived();
+        };
+        let count = || waiting.load(Ordering::SeqCst);
+        come();
+        assert_eq!(group.gather(count), 1, "nobody else is expected");
+        come();
+        come();
+        group.state.lock().begun = Instant::now().checked_sub(Duration::from_secs(1));
+        waiting.fetch_sub(1, Ordering::SeqCst);
+        group.settled(1);
+        std::thread::scope(|scope| {
+            scope.spawn(come);
+            assert_eq!(group.gather(count), 3, "two came meanwhile, one was expected back");
+        });
+    }
+
+    #[test]
+    fn nobody_is_waited_for_long_or_when_nobody_waits() {
+        let group = Group::default();
+        group.settled(9);
+        group.state.lock().took = Duration::from_secs(9);
+        let begun = Instant::now();
+        assert_eq!((group.gather(|| 0), begun.elapsed() < MOST), (0, true));
+        assert_eq!((group.gather(|| 1), begun.elapsed() < Duration::from_secs(1)), (1, true));
+    }
+}
