@@ -45,9 +45,9 @@ use crate::protocol::restart::{self, Verdict};
 use crate::protocol::{self, Nonce, ObjectId};
 use crate::replica::chain::{self, Chain};
 use crate::replica::fetch::PageSource;
+use crate::replica::hot_index::HotIndex;
 use crate::replica::index_fetch::ObjectIndex;
 use crate::replica::names::{Listed, ObjectName, Replica};
-use crate::replica::hot_index::HotIndex;
 use crate::replica::page_map::PageMap;
 use crate::runtime;
 use crate::store;
@@ -132,7 +132,12 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
     }
     let Ready { cache, state, cold } = result?;
     let [gets, puts, lists, deletes, ..] = opening.replica.store().traffic().snapshot();
-    let opened = Cost { cold, ms: started.elapsed().as_millis() as u64, requests: gets + puts + lists + deletes, txid: state.durable_txid() };
+    let opened = Cost {
+        cold,
+        ms: started.elapsed().as_millis() as u64,
+        requests: gets + puts + lists + deletes,
+        txid: state.durable_txid(),
+    };
     log::info!(
         "{}: open at {} of {} in {} ms with {} requests",
         opening.layout.main().display(),
@@ -152,6 +157,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         generation: crate::per_process::generation(),
         pending: PendingDeltas::of(opening.layout.dir()),
         epochs: Mutex::default(),
+        hydration: Default::default(),
         uploader: HostMutex::new(&lock, LockByte::Upload, ())?,
         lease_lane: HostMutex::new(&lock, LockByte::Lease, ())?,
         state_lock: HostMutex::new(&lock, LockByte::State, ())?,

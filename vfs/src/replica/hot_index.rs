@@ -54,7 +54,12 @@ pub(crate) struct HotIndex {
 
 impl HotIndex {
     /// From the map, which has to be as of `head`. `None` where a page is not in the bucket.
-    pub(crate) fn of(map: &PageMap, head: ObjectId, generation: Generation, hot: Vec<(Pgno, Vec<u8>)>) -> Result<Option<HotIndex>> {
+    pub(crate) fn of(
+        map: &PageMap,
+        head: ObjectId,
+        generation: Generation,
+        hot: Vec<(Pgno, Vec<u8>)>,
+    ) -> Result<Option<HotIndex>> {
         let mut objects = Vec::new();
         let mut slots = std::collections::HashMap::new();
         let mut places = Vec::with_capacity(map.pages().0 as usize);
