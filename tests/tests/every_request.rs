@@ -87,7 +87,11 @@ fn every_request(durability: &str, fault: Fault, for_good: bool) {
         acknowledged.extend(of_run.acknowledged);
         if !met.load(Ordering::SeqCst) {
             assert!(of_run.errors.is_empty(), "{:?}", of_run.errors);
-            eprintln!("{durability}, {fault_name}: {n} runs, {} rows", acknowledged.len(), fault_name = if for_good { "from then on" } else { "once" });
+            eprintln!(
+                "{durability}, {fault_name}: {n} runs, {} rows",
+                acknowledged.len(),
+                fault_name = if for_good { "from then on" } else { "once" }
+            );
             break;
         }
     }
@@ -148,7 +152,14 @@ fn answers_may_be_lost_from_any_request_on() {
 #[ignore = "minutes"]
 fn the_bucket_may_be_gone_from_any_request_on_in_every_mode() {
     for durability in ["background", "commit", "strict"] {
-        for fault in [Fault::DropBefore, Fault::DropAfter, Fault::Status(503), Fault::StatusAfter(500), Fault::CutBody(3), Fault::Stall] {
+        for fault in [
+            Fault::DropBefore,
+            Fault::DropAfter,
+            Fault::Status(503),
+            Fault::StatusAfter(500),
+            Fault::CutBody(3),
+            Fault::Stall,
+        ] {
             every_request(durability, fault.clone(), false);
             every_request(durability, fault, true);
         }

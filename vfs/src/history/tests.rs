@@ -427,14 +427,26 @@ fn a_merge_whose_answer_was_lost_is_accepted_and_another_one_of_its_name_is_not(
     let Ok(Progress::Merged { name, .. }) = log.step(&first) else { panic!("no merge") };
     assert!(matches!(log.step(&second), Ok(Progress::Merged { name: same, .. }) if same == name));
 
-    let third = log.historian(Duration::ZERO);
-    let mut rows = log.listed();
-    rows.retain(|row| row.name != name);
-    third.observe(rows, log.durable.txid);
-    let empty = Header::compacted(PageSize::new(PAGE).unwrap(), PageCount(6000), name.min, name.max, 0);
-    let (bytes, _) = Encoder::new(Vec::new(), empty).unwrap().finish().unwrap();
-    log.bucket.tamper(&log.replica.ltx(&name), |_| Some(bytes.into()));
-    let error = log.step(&third).expect_err("another object");
+    let again = |log: &Log| {
+        let historian = log.historian(Duration::ZERO);
+        let mut rows = log.listed();
+        rows.retain(|row| row.name != name);
+        historian.observe(rows, log.durable.txid);
+        log.step(&historian)
+    };
+    // The same pages in other bytes, as another program would write them.
+    log.bucket.tamper(&log.replica.ltx(&name), |bytes| {
+        let input = Decoder::new(&bytes[..]).unwrap();
+        let header = Header { timestamp_ms: 1, ..*input.header() };
+        Some(merge(vec![input], Vec::new(), header).unwrap().0.into())
+    });
+    assert!(matches!(again(log), Ok(Progress::Merged { name: same, .. }) if same == name));
+    log.bucket.tamper(&log.replica.ltx(&name), |bytes| {
+        let header = *Decoder::new(&bytes[..]).unwrap().header();
+        let (none, _) = Encoder::new(Vec::new(), header).unwrap().finish().unwrap();
+        Some(none.into())
+    });
+    let error = again(log).expect_err("another object");
     assert!(error.kind() == ErrorKind::Corrupt && error.to_string().contains("differs"), "{error}");
 }
 

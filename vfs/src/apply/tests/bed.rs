@@ -156,7 +156,6 @@ impl Bed {
             position: envelope.position,
             behind: false,
             clean: false,
-            behind: false,
         };
         state.save(&self.layout.state()).expect("saved");
         self.outbox.remove(frozen.id.txid).expect("removed");

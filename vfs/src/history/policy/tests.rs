@@ -165,8 +165,9 @@ impl Simulated {
             if age > self.policy.retention_ms {
                 continue;
             }
-            let far =
-                |most: Spacing| last.is_none_or(|(ms, tx)| time - ms > most.ms / 2 || (at - tx) as u64 > most.transactions / 2);
+            let far = |most: Spacing| {
+                last.is_none_or(|(ms, tx)| time - ms > most.ms / 2 || (at - tx) as u64 > most.transactions / 2)
+            };
             if age <= EVERY_MS || far(if age <= HOUR_MS { FINE } else { COARSE }) {
                 (count, last) = (count + 1, Some((time, at)));
             }
@@ -270,6 +271,34 @@ fn compaction_of_random_updates_writes_at_most_four_times_the_deltas() {
         assert!(factor <= 4.0, "{factor}");
         assert!(merges <= 0.035, "{merges}");
     }
+}
+
+#[test]
+fn a_snapshot_is_due_once_the_deltas_outweigh_half_of_the_last_one() {
+    let due = |log: &Simulated| {
+        let merges = log.policy.outlook(&log.rows(), TxId(log.head())).unwrap().merges;
+        merges.first().is_some_and(|merge| merge.level == SNAPSHOT_LEVEL && merge.name().min == TxId(1))
+    };
+    let commit = |log: &mut Simulated, pages: u64| {
+        log.now += 1;
+        log.log.push(log.now);
+        let (head, now) = (log.head(), log.now);
+        log.put(0, head, head, now, vec![(1 << pages) - 1]);
+    };
+    // A base of 4 MB, and deltas of 100 KB: the 20th of them reaches half of it.
+    let mut large = Simulated::new(1, DAY_MS, 1984);
+    for number in 1..=20 {
+        assert!(!due(&large), "{number}");
+        commit(&mut large, 50);
+    }
+    assert!(due(&large));
+    // A base of 128 KB: the deltas outweigh it soon, but the tail has to be full.
+    let mut small = Simulated::new(1, DAY_MS, 64);
+    for number in 1..=TAIL {
+        assert!(!due(&small), "{number}");
+        commit(&mut small, 2);
+    }
+    assert!(due(&small));
 }
 
 /// How many seeds to run; more through the environment in the long checks.
