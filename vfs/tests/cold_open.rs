@@ -141,3 +141,44 @@ fn a_missing_damaged_or_foreign_hot_index_costs_time_and_nothing_else() {
     put_back();
     assert_eq!(answers(&place.open_on("back")), expected);
 }
+
+#[test]
+fn hydration_brings_every_page_before_the_open_returns_or_behind_it() {
+    let place = Place::new();
+    filled(&place);
+    let expected = answers(&place.open_on("judge"));
+    let open = |machine: &str, more: &str| {
+        let folder = place.dir.path().join(machine);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let (file, bucket) = (folder.join("app.db"), place.dir.path().join("bucket"));
+        Connection::open(format!("file:{}?vfs=gcs&bucket=file://{}{more}", file.display(), bucket.display())).expect("opened")
+    };
+    let db = open("now", "&hydrate=now");
+    assert_eq!(status(&db, "pages_present"), status(&db, "pages_total"));
+    let gets = status(&db, "requests.get");
+    assert_eq!(answers(&db), expected);
+    assert_eq!(status(&db, "requests.get"), gets, "nothing is fetched after it");
+    // Reads beside it are right, and it comes to an end.
+    let db = open("background", "&hydrate=background");
+    assert_eq!(answers(&db), expected);
+    let state = |db: &Connection| -> String {
+        db.query_row("SELECT json_extract(gcs_status(), '$.hydrate')", [], |row| row.get(0)).expect("a state")
+    };
+    for _ in 0..2000 {
+        if state(&db) == "done" {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert_eq!(state(&db), "done");
+    assert_eq!(status(&db, "pages_present"), status(&db, "pages_total"));
+    // A bound that leaves no room ends it.
+    let db = open("bounded", "&hydrate=now&cache_size=4MB");
+    assert_eq!(state(&db), "full");
+    assert_eq!(answers(&db), expected);
+    assert!(status(&db, "local_bytes") <= 4 << 20);
+    // A close in the middle of it waits for it, and loses nothing.
+    let db = open("closed", "&hydrate=background");
+    drop(db);
+    assert_eq!(answers(&open("closed", "")), expected);
+}

@@ -22,7 +22,9 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use crate::cache::background::Background;
 use crate::cache::flights::{Flights, Planned, Turn};
@@ -47,10 +49,27 @@ pub const MAGIC: [u8; 16] = *b"SQLite format 3\0";
 const WINDOW_BYTES: u32 = 4 << 20;
 /// Requests that one look ahead begins.
 const RUNS: usize = 16;
+/// What hydration asks for at a time, in bytes of pages.
+const BATCH_BYTES: u32 = 8 << 20;
+/// How often hydration looks whether it may go on.
+const YIELD: Duration = Duration::from_millis(10);
 /// How often a read starts over because pages are taken away under it, before it gives up.
 const TRIES: usize = 1000;
 
 type OnMoved = Box<dyn Fn(&Error) -> Result<()> + Send + Sync>;
+
+/// What came of one batch of [`CacheFile::fill_ahead`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Batch {
+    /// Every page is present.
+    Whole,
+    /// The bound leaves no room for more.
+    NoRoom,
+    /// Pages came; go on with this one.
+    Fetched(Pgno),
+    /// None came.
+    Nothing,
+}
 
 /// What a plan keeps with each of its flights.
 type Fetch = (Run, Arc<Stamps>);
@@ -65,6 +84,8 @@ pub struct CacheFile {
     flights: Arc<Flights>,
     background: Background,
     on_moved: OnceLock<OnMoved>,
+    /// Reads of SQLite's that wait for the bucket.
+    waiting: AtomicU32,
 }
 
 impl std::fmt::Debug for CacheFile {
@@ -163,6 +184,7 @@ impl CacheFile {
             flights: Arc::default(),
             background: Background::new(),
             on_moved: OnceLock::new(),
+            waiting: AtomicU32::new(0),
         }
     }
 
@@ -302,7 +324,10 @@ impl CacheFile {
         for _ in 0..TRIES {
             let before = self.pages.clears(first, last);
             if let Some(missing) = self.pages.missing(first, last) {
-                self.fill(missing)?;
+                self.waiting.fetch_add(1, Ordering::SeqCst);
+                let filled = self.fill(missing);
+                self.waiting.fetch_sub(1, Ordering::SeqCst);
+                filled?;
                 continue;
             }
             let code = base();
@@ -441,8 +466,65 @@ impl CacheFile {
         }
     }
 
+    /// Fetches what is missing from `at` on, about [`BATCH_BYTES`] of it, in several requests at a time, and waits for them;
+    /// until `stop` at the most. While reads of SQLite's wait for the bucket, it waits for them first.
+    ///
+    /// # Errors
+    /// The map's.
+    pub(crate) fn fill_ahead(&self, at: Pgno, stop: &AtomicBool) -> Result<Batch> {
+        let presence = &self.pages.presence;
+        let total = presence.pages();
+        let lock_page = self.page_size().lock_page();
+        let is_missing = |pgno: &Pgno| *pgno != lock_page && !presence.has(*pgno);
+        let Some(first) = (at.0..=total.0).map(Pgno).find(is_missing) else {
+            // Once more from the beginning: what was evicted or did not come.
+            let left = (1..at.0.min(total.0 + 1)).map(Pgno).find(is_missing);
+            return Ok(
+                left.map_or(Batch::Whole, |_| if at == Pgno::ONE { Batch::Nothing } else { Batch::Fetched(Pgno::ONE) })
+            );
+        };
+        let batch = BATCH_BYTES / self.page_size().bytes();
+        if self.bounds().is_some_and(|(limit, used)| used + u64::from(BATCH_BYTES) > limit - limit / 8) {
+            return Ok(Batch::NoRoom);
+        }
+        while self.waiting.load(Ordering::SeqCst) > 0 && !stop.load(Ordering::SeqCst) {
+            std::thread::sleep(YIELD);
+        }
+        let until = Pgno(first.0.saturating_add(batch));
+        let before = presence.present();
+        let large = ReadAhead { bytes: u64::from(BATCH_BYTES) / 8, ..self.read_ahead };
+        let plan = |free: &dyn Fn(Pgno) -> bool| {
+            let first = (first.0..until.0.min(total.0 + 1)).map(Pgno).find(|&pgno| pgno != lock_page && free(pgno));
+            first.map_or(Ok(Vec::new()), |first| self.plan_with(large, first, until, free))
+        };
+        let fetches = self.flights.ahead(|pgno| presence.has(pgno), plan)?;
+        let last = fetches.last().and_then(|(_, (run, _))| run.pages.last()).map_or(first, |(last, _)| *last);
+        let mut under_way = Vec::new();
+        for (flight, (run, stamps)) in fetches {
+            under_way.push(flight.watch());
+            self.background.fetch(&self.pages, &self.source, flight, run, stamps);
+        }
+        for flight in under_way {
+            while !flight.ended_within(YIELD) && !stop.load(Ordering::SeqCst) {}
+        }
+        Ok(if presence.present() > before { Batch::Fetched(Pgno(last.0 + 1)) } else { Batch::Nothing })
+    }
+
     /// Plans the requests for the missing page `first` and those behind it that are free to be fetched, before `until`.
     fn plan(&self, first: Pgno, until: Pgno, free: &dyn Fn(Pgno) -> bool) -> Result<Vec<Planned<Fetch>>> {
+        let planned = self.plan_with(self.read_ahead, first, until, free)?;
+        let next = planned.last().and_then(|(pages, _)| pages.last()).map_or(first.0, |last| last.0);
+        self.streams.ended(first.0, if planned.len() == RUNS { next + 1 } else { u32::MAX });
+        Ok(planned)
+    }
+
+    fn plan_with(
+        &self,
+        limits: ReadAhead,
+        first: Pgno,
+        until: Pgno,
+        free: &dyn Fn(Pgno) -> bool,
+    ) -> Result<Vec<Planned<Fetch>>> {
         let total = self.pages.presence.pages();
         let until = until.min(Pgno(total.0.saturating_add(1)));
         let lock_page = self.page_size().lock_page();
@@ -469,11 +551,10 @@ impl CacheFile {
                 }
                 wanted
             };
-            let (run, behind) = self.read_ahead.run(&self.map, next, until, wanted)?;
+            let (run, behind) = limits.run(&self.map, next, until, wanted)?;
             runs.push(run);
             next = behind;
         }
-        self.streams.ended(first.0, next.0);
         let stamps = Arc::new(stamps);
         let planned = |run: Run| (run.pages.iter().map(|&(pgno, _)| pgno).collect(), (run, Arc::clone(&stamps)));
         Ok(runs.into_iter().map(planned).collect())

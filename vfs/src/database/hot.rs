@@ -83,6 +83,11 @@ fn agrees(replica: &Replica, hot: &HotIndex, listed: &[Listed]) -> bool {
         rows.get(name).is_some_and(|meta| meta.size == size && Some(meta.generation) == generation)
     };
     let stale = hot.objects.iter().find(|object| !is_there(&object.name, object.size, object.generation));
+    let head = rows.get(&ObjectName::delta(hot.head.txid)).and_then(|meta| meta.crc32c);
+    if head.is_some_and(|crc32c| crc32c != hot.head.crc32c) {
+        log::info!("{}: the hot index is of another {}; opening without it", replica.place(), hot.head.txid);
+        return false;
+    }
     if let Some(stale) = stale {
         log::info!(
             "{}: the hot index names {}, which is not the bucket's; opening without it",

@@ -8,6 +8,7 @@ mod adopt;
 mod exclusive;
 pub(crate) mod forked;
 mod hot;
+mod hydrate;
 mod open;
 mod status;
 mod strict;
@@ -124,6 +125,7 @@ pub(crate) struct Database {
     generation: u32,
     /// Deltas that are in the bucket and not in the page map yet, and the epochs of checkpoints that wait for them.
     pub(crate) pending: PendingDeltas,
+    hydration: hydrate::Hydration,
     pub(crate) epochs: Mutex<VecDeque<(u64, TxId)>>,
     /// Held for the whole life: shared with the other processes that have the database open.
     members: std::fs::File,
@@ -168,6 +170,7 @@ impl Database {
         forked::EVER_OPENED.store(true, Ordering::Relaxed);
         let me = Arc::downgrade(&database);
         database.cache.on_moved(move |why| me.upgrade().map_or(Ok(()), |database| database.plan_anew(why)));
+        database.begin_hydration(Arc::downgrade(&database))?;
         waiting::remember(&database);
         // What an earlier process left is sent without waiting for a commit.
         database.call_uploader(Instant::now());
@@ -346,6 +349,7 @@ impl Database {
     /// After the last connection of this process closed the main file: uploads what is committed, with a deadline,
     /// and lets go of every lock and file. What could not be sent is logged and kept on disk.
     pub(crate) fn close(&self) {
+        self.hydration.stop();
         if self.is_inherited() {
             return;
         }

@@ -158,6 +158,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         generation: crate::per_process::generation(),
         pending: PendingDeltas::of(opening.layout.dir()),
         epochs: Mutex::default(),
+        hydration: Default::default(),
         uploader: HostMutex::new(&lock, LockByte::Upload, ())?,
         lease_lane: HostMutex::new(&lock, LockByte::Lease, ())?,
         state_lock: HostMutex::new(&lock, LockByte::State, ())?,

@@ -77,6 +77,7 @@ impl Database {
             "local_bytes": self.cache.bounds().map_or(0, |(_, used)| used),
             "page_size": self.page_size.bytes(),
             "pages_present": self.cache.present(),
+            "hydrate": self.hydration.state(),
             "pages_total": pages.0,
             "cache_bytes": self.local_bytes(),
             "requests": { "get": gets, "put": puts, "list": lists, "delete": deletes },
