@@ -151,7 +151,8 @@ fn hydration_brings_every_page_before_the_open_returns_or_behind_it() {
         let folder = place.dir.path().join(machine);
         std::fs::create_dir_all(&folder).expect("a folder");
         let (file, bucket) = (folder.join("app.db"), place.dir.path().join("bucket"));
-        Connection::open(format!("file:{}?vfs=gcs&bucket=file://{}{more}", file.display(), bucket.display())).expect("opened")
+        Connection::open(format!("file:{}?vfs=gcs&bucket=file://{}{more}", file.display(), bucket.display()))
+            .expect("opened")
     };
     let db = open("now", "&hydrate=now");
     assert_eq!(status(&db, "pages_present"), status(&db, "pages_total"));
