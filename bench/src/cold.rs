@@ -29,6 +29,7 @@ const ROW_BYTES: u64 = 216;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Peer {
     Gcs,
+    Hydrated,
     Restore,
     Download,
 }
@@ -37,6 +38,7 @@ impl Peer {
     fn name(self) -> &'static str {
         match self {
             Peer::Gcs => "sqlite-gcs",
+            Peer::Hydrated => "sqlite-gcs, hydrate=now",
             Peer::Restore => "litestream restore",
             Peer::Download => "bare download, one GET per object",
         }
@@ -115,6 +117,7 @@ impl Bench {
             let started = Instant::now();
             let uri = match peer {
                 Peer::Gcs => format!("file:{}?vfs=gcs", file.display()),
+                Peer::Hydrated => format!("file:{}?vfs=gcs&hydrate=now", file.display()),
                 Peer::Restore => {
                     let replica = format!("{}/{FILE}", self.emulator.url());
                     litestream::restore_into(&replica, Some(&self.proxy.host()), Point::Newest, &file)?;

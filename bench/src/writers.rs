@@ -1,5 +1,6 @@
 //! Loads with writers in many threads, for the section `commit`.
 
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,10 +11,11 @@ type Timed = rusqlite::Result<(Vec<Duration>, Duration)>;
 
 /// Inserts a row per transaction from so many threads, and returns what each took.
 pub fn commit(uri: &str, writers: u32, duration: Duration) -> Timed {
-    let over = AtomicBool::new(false);
+    let (over, ready) = (AtomicBool::new(false), Barrier::new(writers as usize + 1));
     thread::scope(|scope| {
+        let writing = start(scope, uri, writers, &over, &ready);
+        ready.wait();
         let begun = Instant::now();
-        let writing = start(scope, uri, writers, &over);
         thread::sleep(duration);
         over.store(true, Ordering::Relaxed);
         let mut all = Vec::new();
@@ -28,9 +30,10 @@ pub fn commit(uri: &str, writers: u32, duration: Duration) -> Timed {
 pub fn read_beside(uri: &str, writers: u32, duration: Duration) -> Timed {
     let db = connect(uri)?;
     db.execute("INSERT INTO t(a, b) WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 1000) SELECT i, 'x' FROM n", [])?;
-    let over = AtomicBool::new(false);
+    let (over, ready) = (AtomicBool::new(false), Barrier::new(writers as usize + 1));
     thread::scope(|scope| {
-        let writing = start(scope, uri, writers, &over);
+        let writing = start(scope, uri, writers, &over, &ready);
+        ready.wait();
         let mut each = Vec::new();
         let begun = Instant::now();
         let mut read = db.prepare("SELECT b FROM t WHERE id = ?")?;
@@ -62,12 +65,16 @@ fn start<'scope>(
     uri: &'scope str,
     writers: u32,
     over: &'scope AtomicBool,
+    ready: &'scope Barrier,
 ) -> Vec<thread::ScopedJoinHandle<'scope, rusqlite::Result<Vec<Duration>>>> {
     let write = move || {
         let db = connect(uri)?;
         let text = "x".repeat(180);
         let mut each = Vec::new();
         let mut insert = db.prepare("INSERT INTO t(a, b) VALUES (?, ?)")?;
+        // The lease is taken, and the page cache is warm, before the time runs.
+        insert.execute((0, &text))?;
+        ready.wait();
         while !over.load(Ordering::Relaxed) {
             let before = Instant::now();
             insert.execute((each.len() as i64, &text))?;

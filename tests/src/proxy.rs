@@ -63,6 +63,8 @@ pub enum Fault {
     StatusAfter(u16),
     /// The connection ends after so many bytes of the answer's body.
     CutBody(u64),
+    /// The request goes on without its `ifGenerationMatch`, as to a service that takes conditions and ignores them.
+    Unconditional,
     /// The request is held until [`Proxy::release`], then goes on, whether or not the client still waits: a late upload.
     Stall,
     /// The request is done; its answer is held until [`Proxy::release`].
@@ -337,6 +339,12 @@ async fn connection(client: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
             shared.copy(&mut client, &mut tokio::io::sink(), body, &shared.bytes_up, u64::MAX).await?;
             client.get_mut().write_all(canned(status).as_bytes()).await?;
             continue;
+        }
+        if fault == Some(Fault::Unconditional)
+            && let Some((before, rest)) = head.first.split_once("&ifGenerationMatch=")
+        {
+            let after = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+            head.first = format!("{before}{after}");
         }
         // The emulator answers only to its own name.
         for line in &mut head.fields {

@@ -56,8 +56,10 @@ fn a_transaction_that_was_open_during_the_freeze_is_refused_at_its_commit() {
         let error = a.sql("COMMIT").unwrap_err();
         eprintln!("{durability}: {error}");
         assert!([READONLY, 10].contains(&(error.code & 0xff)), "{durability}: {error}");
+        // It goes on with the other's rows, and so does a fresh open.
+        let _ = a.sql("ROLLBACK");
+        assert_eq!(ids(&mut a), (1..=before.len() as i64).collect::<Vec<_>>(), "{durability}");
         a.kill();
-        // A fresh open works and shows the other's rows only.
         let mut a = one.open();
         assert_eq!(ids(&mut a), (1..=before.len() as i64 + 1).collect::<Vec<_>>(), "{durability}");
         assert_eq!((a.quit(), b.quit()), (Some(0), Some(0)));
@@ -177,4 +179,36 @@ fn commits_of_a_killed_writer_that_somebody_overtook_are_kept_aside_at_its_next_
     assert_eq!(kept, wrote.acknowledged.iter().copied().collect());
     assert!(one.log().contains(&one.conflicts()[0].display().to_string()));
     assert_eq!((a.quit(), b.quit()), (Some(0), Some(0)));
+}
+
+#[test]
+fn a_bucket_that_ignores_conditions_is_read_and_not_written() {
+    let bed = Bed::new();
+    bed.with_table("a", "").quit();
+    bed.proxy.rule(|_| Some(Fault::Unconditional));
+    let head = bed.judge.head();
+    let host = bed.host("b", "durability=commit");
+    let mut b = host.open();
+    assert_eq!(b.number("SELECT count(*) FROM t"), 0);
+    for _ in 0..2 {
+        let error = b.sql("INSERT INTO t VALUES (1, 'x')").unwrap_err();
+        assert_eq!(error.code, READONLY | (105 << 8), "{error}");
+    }
+    assert!(host.log().contains("ignores ifGenerationMatch"), "{}", host.log());
+    b.quit();
+    assert_eq!(bed.judge.head(), head);
+    assert!(bed.lease_is("released"));
+    let mut trusting = bed.host("c", "durability=commit&probe=off").open();
+    trusting.sql("INSERT INTO t VALUES (1, 'x')").unwrap();
+}
+
+#[test]
+fn the_check_for_conditions_is_made_once_per_process() {
+    let bed = Bed::new();
+    let mut a = bed.with_table("a", "durability=commit");
+    let puts = bed.proxy.count(Class::Put);
+    assert!(bed.wait_for_release());
+    a.sql("INSERT INTO t VALUES (1, 'x')").unwrap();
+    // One to give the lease back, one to take it, one for the row.
+    assert_eq!(bed.proxy.count(Class::Put) - puts, 3);
 }

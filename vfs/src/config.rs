@@ -15,6 +15,7 @@
 //! | `lease_ttl` | duration, 5 s to 10 min | `40s` | refused |
 //! | `request_timeout` | duration, 100 ms to 10 min: how long a request may go without an answer before it is made again, and how long a writer waits for the lease | `10s` | refused |
 //! | `commit_timeout` | duration, 100 ms to 1 h: how long a COMMIT (`commit`, `strict`), `gcs_flush` and a close wait for the bucket | `30s` | refused |
+//! | `probe` | `auto`, `on` or `off`: whether the first write of a process checks that the bucket honours conditions; `auto`: unless it is the real Cloud Storage, or a directory | `auto` | - |
 //! | `sigterm` | `flush` or `ignore` | `ignore` | - |
 //!
 //! Durations take `ms`, `s`, `m`, `h`; sizes take `KB`, `MB`, `GB` (powers of 1024) or plain bytes.
@@ -89,6 +90,8 @@ pub struct Config {
     pub request_timeout: Duration,
     /// How long a COMMIT that waits, `gcs_flush` and a close wait for the bucket.
     pub commit_timeout: Duration,
+    /// Whether the first write checks that the bucket honours conditions; `None`: where it is a stand-in for Cloud Storage.
+    pub probe: Option<bool>,
     /// Whether SIGTERM uploads what is committed before the process ends.
     pub sigterm_flush: bool,
 }
@@ -97,7 +100,7 @@ pub struct Config {
 const LEAST_CACHE: u64 = 1 << 20;
 
 /// The names that a URI may carry, as an error message lists them.
-const NAMES: &str = "bucket, cache_size, commit_timeout, durability, flush_interval, hydrate, lease_ttl, page_size, request_timeout, sigterm";
+const NAMES: &str = "bucket, cache_size, commit_timeout, durability, flush_interval, hydrate, lease_ttl, page_size, probe, request_timeout, sigterm";
 
 impl Config {
     /// Parses the parameters of a URI over the values of the environment (`env` looks up one variable).
@@ -158,6 +161,12 @@ impl Config {
         };
         let request_timeout = within("request_timeout", 10, 600, "100ms to 10m")?;
         let commit_timeout = within("commit_timeout", 30, 3600, "100ms to 1h")?;
+        let probe = match value("probe").as_deref() {
+            None | Some("auto") => None,
+            Some("on") => Some(true),
+            Some("off") => Some(false),
+            Some(text) => return Err(refuse_value("probe", text, "auto, on or off")),
+        };
         let sigterm_flush = match value("sigterm").as_deref() {
             None | Some("ignore") => false,
             Some("flush") => true,
@@ -173,6 +182,7 @@ impl Config {
             lease_ttl,
             request_timeout,
             commit_timeout,
+            probe,
             sigterm_flush,
         })
     }
@@ -257,6 +267,7 @@ mod tests {
             (vec![bucket, ("lease_ttl", "0")], "lease_ttl", "5s"),
             (vec![bucket, ("request_timeout", "5ms")], "request_timeout", "100ms"),
             (vec![bucket, ("commit_timeout", "2h")], "commit_timeout", "1h"),
+            (vec![bucket, ("probe", "1")], "probe", "auto, on or off"),
             (vec![bucket, ("sigterm", "1")], "sigterm", "flush"),
         ] {
             let error = parse(&parameters, &[]).expect_err("a refusal");

@@ -42,6 +42,7 @@ use crate::page::{PageSize, TxId};
 use crate::per_process;
 use crate::protocol::ObjectId;
 use crate::replica::names::Replica;
+use crate::store;
 use crate::upload::group::Group;
 use crate::upload::pump::{self, Turn};
 
@@ -451,6 +452,18 @@ impl Database {
             return Duration::ZERO;
         }
         self.config.flush_interval.saturating_sub(now.since(self.shared.last_put()))
+    }
+
+    /// The bucket, as it is configured.
+    pub(crate) fn bucket(&self) -> &str {
+        &self.config.bucket
+    }
+
+    /// Whether the bucket has to show that it honours conditions. The real service does, and so do directories.
+    pub(crate) fn probes(&self) -> bool {
+        self.config.probe.unwrap_or_else(|| {
+            self.config.bucket.starts_with("gs://") && store::Config::from_environment().endpoint.is_some()
+        })
     }
 
     /// Whether SIGTERM uploads what is committed.

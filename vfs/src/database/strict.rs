@@ -30,6 +30,7 @@ use crate::capture::frames::HeldHeader;
 use crate::capture::index::Committed;
 use crate::config::Durability;
 use crate::error::{Error, ErrorKind, Result};
+use crate::log;
 
 /// A commit frame whose header is not in the file yet.
 #[derive(Clone, Copy, Debug)]
@@ -122,7 +123,7 @@ impl Database {
         let limit = self.commit_timeout();
         let deadline = Instant::now() + limit;
         self.check_poison()?;
-        let _upload = self.uploader.lock_within(limit, "the upload lock")?;
+        let upload = self.uploader.lock_within(limit, "the upload lock")?;
         let awaited = {
             let capture = self.capture.lock_within(CAPTURE_WAIT, "the capture lock")?;
             if !capture.verifies(&self.shared, &held.commit, held.header)? {
@@ -132,8 +133,21 @@ impl Database {
         };
         self.shared.set_strict_unsettled(true);
         self.freeze(Some(held.commit), Some(held.header)).inspect_err(|_| self.shared.set_strict_unsettled(false))?;
+        drop(upload);
         // From here on the delta may become durable, whatever this commit is told.
-        let sent = self.append_all(deadline).and_then(|()| self.check_poison());
+        let sent = loop {
+            let sent =
+                self.uploader.lock_within(limit, "the upload lock").and_then(|_upload| self.append_all(deadline));
+            match sent.and_then(|()| self.check_poison()) {
+                // The right came to its end, and another thread had just begun to see to it.
+                Err(e) if e.kind() == ErrorKind::Unavailable && !self.has_right() && Instant::now() < deadline => {
+                    if let Err(e) = self.resume_right() {
+                        log::debug!("{}: {e}", self.replica.place());
+                    }
+                }
+                sent => break sent,
+            }
+        };
         match sent {
             Ok(()) if self.shared.durable_serial() >= awaited => Ok(true),
             Ok(()) => {

@@ -90,6 +90,7 @@ impl Database {
 
     /// Takes the lease, under both lanes.
     pub(super) fn acquire(&self, deadline: Instant) -> Result<()> {
+        self.check_conditions()?;
         self.freeze_committed()?;
         loop {
             let stop = self.change_state(|state| state.protocol.may_commit(now()).err())?;
@@ -201,7 +202,9 @@ impl Database {
                 Error::new(ErrorKind::Corrupt, message)
             }
             Verdict::Conflict(from) | Verdict::Unclear(from) => {
-                let kept = self.keep_conflict(from);
+                // No writer begins after this, and what is committed in the WAL is kept with the rest.
+                self.shared.set_fenced();
+                let kept = self.freeze_committed().and_then(|_| self.keep_conflict(from));
                 let kept = match kept {
                     Ok(folder) => format!("its own commits from there on are kept in {}", folder.display()),
                     Err(e) => format!("its own commits stay in {}: {e}", self.layout.outbox().display()),

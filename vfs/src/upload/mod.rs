@@ -9,6 +9,7 @@
 //!   state file: the same, and the bucket answers that these bytes are there. After the state file and before the removal:
 //!   the file is removed at the next open.
 
+mod conditions;
 pub(crate) mod driver;
 mod fast_forward;
 pub(crate) mod group;
