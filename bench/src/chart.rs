@@ -44,6 +44,37 @@ pub fn draw(report: &Report) -> String {
     svg
 }
 
+/// Draws one number for each name, longer is more.
+pub fn bars(title: &str, rows: &[(String, f64)]) -> String {
+    let most = rows.iter().map(|(_, number)| *number).fold(1.0, f64::max);
+    let height = TOP + rows.len() * (BAR + 12) + 12;
+    let room = (WIDTH - LABELS - 150) as f64;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
+         viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" font-size=\"13\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n\
+         <text x=\"12\" y=\"26\" font-size=\"15\" font-weight=\"bold\">{}</text>\n",
+        escape(title)
+    );
+    for (index, (name, number)) in rows.iter().enumerate() {
+        let y = TOP + index * (BAR + 12);
+        let (text, length) = (y + 18, number / most * room);
+        let colour = if name.starts_with("sqlite-gcs") { "#1a73e8" } else { "#9aa0a6" };
+        // Formatting into a String cannot fail.
+        let _ = writeln!(
+            svg,
+            "<text x=\"{}\" y=\"{text}\" text-anchor=\"end\">{}</text>\n\
+             <rect x=\"{LABELS}\" y=\"{y}\" width=\"{length:.1}\" height=\"{BAR}\" rx=\"3\" fill=\"{colour}\"/>\n\
+             <text x=\"{:.1}\" y=\"{text}\">{number:.0}</text>",
+            LABELS - 10,
+            escape(name),
+            LABELS as f64 + length + 8.0,
+        );
+    }
+    svg += "</svg>\n";
+    svg
+}
+
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

@@ -1,7 +1,7 @@
 //! Measures this VFS beside plain SQLite and beside Litestream, all in one run on one machine.
 //!
 //! ```text
-//! sqlite-gcs-bench [--out DIR] [--seconds N] [--repeats N] SECTION...
+//! sqlite-gcs-bench [--out DIR] [--seconds N] [--repeats N] [--sizes MB,MB] SECTION...
 //! ```
 //!
 //! A section runs its contenders in turn, round after round, so that what disturbs the machine for a while
@@ -9,6 +9,7 @@
 //! rounds and the ratio to plain SQLite: on another machine only the ratio means anything.
 
 mod chart;
+mod cold;
 mod contender;
 mod machine;
 mod read;
@@ -33,12 +34,17 @@ struct Settings {
     duration: Duration,
     /// How often each contender is measured.
     repeats: usize,
+    /// Sizes of the databases of the section `cold`, in MB.
+    sizes: Vec<u64>,
 }
 
 /// A section's name on the command line, and what runs it.
 type Section = (&'static str, fn(&Settings) -> Result<Vec<Report>, Failure>);
 
 const SECTIONS: [Section; 2] = [("write", write::run), ("read", read::run)];
+
+/// The section that has a table of its own.
+const COLD: &str = "cold";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -56,8 +62,9 @@ fn main() -> ExitCode {
 }
 
 fn bench(arguments: Vec<String>) -> Result<(), Failure> {
-    let mut settings = Settings { out: "target/bench".into(), duration: Duration::from_secs(3), repeats: 5 };
-    let mut wanted = Vec::new();
+    let mut settings =
+        Settings { out: "target/bench".into(), duration: Duration::from_secs(3), repeats: 5, sizes: vec![108, 1024] };
+    let (mut wanted, mut cold) = (Vec::new(), false);
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
@@ -65,17 +72,20 @@ fn bench(arguments: Vec<String>) -> Result<(), Failure> {
             "--out" => settings.out = value()?.into(),
             "--seconds" => settings.duration = Duration::from_secs_f64(value()?.parse()?),
             "--repeats" => settings.repeats = value()?.parse::<usize>()?.max(1),
+            "--sizes" => settings.sizes = value()?.split(',').map(str::parse).collect::<Result<_, _>>()?,
+            name if name == COLD => cold = true,
             name => match SECTIONS.iter().find(|(section, _)| *section == name) {
                 Some(section) => wanted.push(section),
                 None => {
-                    let known: Vec<_> = SECTIONS.iter().map(|(name, _)| *name).collect();
+                    let known: Vec<_> = SECTIONS.iter().map(|(name, _)| *name).chain([COLD]).collect();
                     return Err(format!("no section {name}: there are {}", known.join(", ")).into());
                 }
             },
         }
     }
-    if wanted.is_empty() {
+    if wanted.is_empty() && !cold {
         wanted = SECTIONS.iter().collect();
+        cold = true;
     }
     std::fs::create_dir_all(&settings.out)?;
     println!("{}\n", machine::describe()?);
@@ -85,6 +95,9 @@ fn bench(arguments: Vec<String>) -> Result<(), Failure> {
             std::fs::write(&chart, chart::draw(&report))?;
             println!("{report}\nchart: {}\n", chart.display());
         }
+    }
+    if cold {
+        cold::run(&settings)?;
     }
     Ok(())
 }

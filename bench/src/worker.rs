@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension};
 use crate::Failure;
 use crate::sample::Sample;
 
-/// The first argument that makes this program a worker. The others: load, URI, seconds.
+/// The first argument that makes this program a worker. The others: load, URI, and seconds (rows for the section `cold`).
 pub const MARK: &str = "--worker";
 
 const ROWS: i64 = 100_000;
@@ -17,6 +17,9 @@ const ROWS: i64 = 100_000;
 /// Runs the load that the arguments name.
 pub fn run(arguments: &[String]) -> Result<(), Failure> {
     let [load, uri, seconds] = arguments else { return Err("a worker gets a load, a URI and seconds".into()) };
+    if load.starts_with("cold-") {
+        return crate::cold::work(load, uri, seconds.parse()?);
+    }
     sqlite_gcs::register()?;
     let duration = Duration::from_secs_f64(seconds.parse()?);
     let db = Connection::open(uri)?;

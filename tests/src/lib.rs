@@ -4,10 +4,27 @@
 //!
 //! A missing component is an error that names `make setup`, never a skipped test.
 
+pub mod bed;
 pub mod emulator;
 pub mod faulty_vfs;
 pub mod host;
+pub mod judge;
 pub mod litestream;
+pub mod machine;
 pub mod peer;
 pub mod proxy;
 pub mod shell;
+
+/// Asks again and again whether something has come true, until the limit; whether it did.
+pub fn poll(limit: std::time::Duration, mut is_true: impl FnMut() -> bool) -> bool {
+    let end = std::time::Instant::now() + limit;
+    loop {
+        if is_true() {
+            return true;
+        }
+        if std::time::Instant::now() > end {
+            return false;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}

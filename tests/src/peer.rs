@@ -207,12 +207,15 @@ impl Peer {
         drop(self.input.take());
         // Its output ends with it.
         let begun = std::time::Instant::now();
-        while let Err(error) = self.answers.recv_timeout(LIMIT.saturating_sub(begun.elapsed())) {
-            if error == RecvTimeoutError::Timeout {
-                self.kill_now();
-                panic!("the peer does not end: {}", self.end_text());
+        loop {
+            match self.answers.recv_timeout(LIMIT.saturating_sub(begun.elapsed())) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.kill_now();
+                    panic!("the peer does not end: {}", self.end_text());
+                }
             }
-            break;
         }
         let status = self.child.wait().expect("its end");
         let text = self.end_text();

@@ -179,7 +179,7 @@ impl Program {
         self
     }
 
-    /// The command itself, with pipes for its input and output, for a program that is talked to while it runs.
+    /// The command with its settings, for whoever talks to the program while it runs.
     pub fn into_command(self) -> Command {
         self.command
     }

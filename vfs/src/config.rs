@@ -9,8 +9,11 @@
 //! | `bucket` | `gs://bucket[/prefix]` or `file:///dir` | none: required | - |
 //! | `durability` | `background`, `commit` or `strict` | `background` | - |
 //! | `flush_interval` | duration | `1s` | every commit is sent at once |
+//! | `cache_size` | size, 1 MB or more | a quarter of the memory limit on tmpfs, half of the free disk elsewhere | no bound |
 //! | `page_size` | bytes, of a new database | `4096` | refused |
 //! | `lease_ttl` | duration, 5 s to 10 min | `40s` | refused |
+//! | `request_timeout` | duration, 100 ms to 10 min: how long a request may go without an answer before it is made again, and how long a writer waits for the lease | `10s` | refused |
+//! | `commit_timeout` | duration, 100 ms to 1 h: how long a COMMIT (`commit`, `strict`), `gcs_flush` and a close wait for the bucket | `30s` | refused |
 //! | `sigterm` | `flush` or `ignore` | `ignore` | - |
 //!
 //! Durations take `ms`, `s`, `m`, `h`; sizes take `KB`, `MB`, `GB` (powers of 1024) or plain bytes.
@@ -61,16 +64,27 @@ pub struct Config {
     pub durability: Durability,
     /// The least time between two uploads in the background.
     pub flush_interval: Duration,
+    /// What everything local may take, in bytes: cache file, WAL, outbox, our own files. 0: no bound. `None`: a share of
+    /// what there is.
+    pub cache_size: Option<u64>,
     /// Page size of a database that does not exist yet.
     pub page_size: PageSize,
     /// How long the right to append lasts without being renewed.
     pub lease_ttl: Duration,
+    /// How long a request may go without an answer before it is made again.
+    pub request_timeout: Duration,
+    /// How long a COMMIT that waits, `gcs_flush` and a close wait for the bucket.
+    pub commit_timeout: Duration,
     /// Whether SIGTERM uploads what is committed before the process ends.
     pub sigterm_flush: bool,
 }
 
+/// The least bound of the local files. With SQLite's default of a checkpoint each 1000 pages, 32 MB and more serve well.
+const LEAST_CACHE: u64 = 1 << 20;
+
 /// The names that a URI may carry, as an error message lists them.
-const NAMES: &str = "bucket, durability, flush_interval, lease_ttl, page_size, sigterm";
+const NAMES: &str =
+    "bucket, cache_size, commit_timeout, durability, flush_interval, lease_ttl, page_size, request_timeout, sigterm";
 
 impl Config {
     /// Parses the parameters of a URI over the values of the environment (`env` looks up one variable).
@@ -96,6 +110,14 @@ impl Config {
                 .ok_or_else(|| refuse_value("durability", &text, "background, commit or strict"))?,
         };
         let flush_interval = duration("flush_interval", value("flush_interval"), Duration::from_secs(1))?;
+        let cache_size = match value("cache_size") {
+            None => None,
+            Some(text) => Some(
+                parse_size(&text)
+                    .filter(|&bytes| bytes == 0 || bytes >= LEAST_CACHE)
+                    .ok_or_else(|| refuse_value("cache_size", &text, "0, or a size from 1MB on, such as 256MB"))?,
+            ),
+        };
         let page_size = match value("page_size") {
             None => PageSize::DEFAULT,
             Some(text) => text
@@ -108,12 +130,31 @@ impl Config {
         if !(Duration::from_secs(5)..=Duration::from_secs(600)).contains(&lease_ttl) {
             return Err(refuse(format!("lease_ttl is {lease_ttl:?}; accepted is 5s to 10m")));
         }
+        let within = |name: &str, default: u64, most: u64, accepted: &str| {
+            let limits = Duration::from_millis(100)..=Duration::from_secs(most);
+            match duration(name, value(name), Duration::from_secs(default))? {
+                time if limits.contains(&time) => Ok(time),
+                time => Err(refuse(format!("{name} is {time:?}; accepted is {accepted}"))),
+            }
+        };
+        let request_timeout = within("request_timeout", 10, 600, "100ms to 10m")?;
+        let commit_timeout = within("commit_timeout", 30, 3600, "100ms to 1h")?;
         let sigterm_flush = match value("sigterm").as_deref() {
             None | Some("ignore") => false,
             Some("flush") => true,
             Some(text) => return Err(refuse_value("sigterm", text, "flush or ignore")),
         };
-        Ok(Config { bucket, durability, flush_interval, page_size, lease_ttl, sigterm_flush })
+        Ok(Config {
+            bucket,
+            cache_size,
+            durability,
+            flush_interval,
+            page_size,
+            lease_ttl,
+            request_timeout,
+            commit_timeout,
+            sigterm_flush,
+        })
     }
 }
 
@@ -136,6 +177,19 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
         _ => return None,
     };
     Some(Duration::from_millis(millis))
+}
+
+/// Parses `64KB`, `256MB`, `2GB` (powers of 1024), or plain bytes.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().ok()?;
+    match &text[digits..] {
+        "" => Some(number),
+        "KB" => number.checked_mul(1 << 10),
+        "MB" => number.checked_mul(1 << 20),
+        "GB" => number.checked_mul(1 << 30),
+        _ => None,
+    }
 }
 
 fn refuse_value(name: &str, value: &str, accepted: &str) -> Error {
@@ -176,8 +230,12 @@ mod tests {
             (vec![bucket, ("durability", "yes")], "durability", "background, commit or strict"),
             (vec![bucket, ("flush_interval", "1 s")], "flush_interval", "500ms"),
             (vec![bucket, ("flush_interval", "99999999999999999999s")], "flush_interval", "ms"),
+            (vec![bucket, ("cache_size", "100KB")], "cache_size", "256MB"),
+            (vec![bucket, ("cache_size", "1 GB")], "cache_size", "256MB"),
             (vec![bucket, ("page_size", "1000")], "page_size", "512"),
             (vec![bucket, ("lease_ttl", "0")], "lease_ttl", "5s"),
+            (vec![bucket, ("request_timeout", "5ms")], "request_timeout", "100ms"),
+            (vec![bucket, ("commit_timeout", "2h")], "commit_timeout", "1h"),
             (vec![bucket, ("sigterm", "1")], "sigterm", "flush"),
         ] {
             let error = parse(&parameters, &[]).expect_err("a refusal");

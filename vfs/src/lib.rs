@@ -15,8 +15,11 @@ pub mod store;
 
 pub mod cache;
 
+pub mod history;
+
 pub mod protocol;
 
+mod apply;
 mod capture;
 mod config;
 mod local;

@@ -404,3 +404,45 @@ fn registering_again_changes_nothing_for_open_connections() {
     db.execute_batch("INSERT INTO t VALUES (1)").unwrap();
     assert_eq!(number(&place.open("a.db"), "SELECT count(*) FROM t"), 1);
 }
+
+#[test]
+fn a_new_database_has_the_page_size_of_its_uri() {
+    let place = Place::new();
+    for power in 9..=16 {
+        let (name, size) = (format!("{power}.db"), 1i64 << power);
+        let db = place.try_open(&place.uri(&name, &format!("&page_size={size}"))).unwrap();
+        assert_eq!(number(&db, "PRAGMA page_size"), size);
+        db.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES (randomblob(300000))").unwrap();
+        drop(db);
+        let db = place.open(&name);
+        assert_eq!((number(&db, "PRAGMA page_size"), text(&db, "PRAGMA integrity_check").as_str()), (size, "ok"));
+    }
+}
+
+#[test]
+fn the_status_and_the_flush_are_there_as_pragma_and_as_function() {
+    let place = Place::new();
+    let db = place.open("a.db");
+    db.execute_batch("CREATE TABLE t(a)").unwrap();
+    let durable = text(&db, "PRAGMA gcs_flush");
+    assert!(durable.len() == 16 && durable.bytes().all(|b| b.is_ascii_hexdigit()), "{durable}");
+    assert_eq!(text(&db, "SELECT gcs_flush()"), durable);
+    for sql in ["PRAGMA gcs_status", "SELECT gcs_status()", "SELECT gcs_status('main')"] {
+        let status = text(&db, sql);
+        assert!(status.starts_with('{') && status.contains(&durable), "{sql}: {status}");
+    }
+    let plain = Connection::open_in_memory().unwrap();
+    plain.execute("ATTACH ?1 AS a", [place.uri("a.db", "")]).unwrap();
+    assert!(text(&plain, "SELECT gcs_status('a')").contains(&durable));
+    assert!(text(&plain, "PRAGMA a.gcs_status").contains(&durable));
+    let error = plain.query_row("SELECT gcs_status()", [], |_| Ok(())).expect_err("main is not ours").to_string();
+    assert!(error.contains("vfs=gcs"), "{error}");
+}
+
+#[test]
+fn a_parameter_that_nobody_knows_is_refused_by_every_connection() {
+    let place = Place::new();
+    assert!(place.try_open(&place.uri("a.db", "&flush_intervall=1s")).is_err());
+    let _db = place.open("a.db");
+    assert!(place.try_open(&place.uri("a.db", "&flush_intervall=1s")).is_err());
+}

@@ -36,7 +36,7 @@ use log::Severity;
 use metrics::Metrics;
 use readers::Readers;
 use settings::Settings;
-use status::{Board, Sampler};
+use status::Board;
 use web::App;
 use writer::Writer;
 
@@ -60,6 +60,8 @@ fn run() -> Result<(), String> {
     if let Some(folder) = settings.folder() {
         std::fs::create_dir_all(&folder).map_err(|error| format!("making the folder {}: {error}", folder.display()))?;
     }
+    // From here on SQLite knows `vfs=gcs`. A database without it is as it always was.
+    sqlite_gcs::register().map_err(|error| format!("registering the VFS: {error}"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -88,11 +90,10 @@ async fn serve(settings: Settings) -> Result<(), String> {
 
     let metrics = Arc::new(Metrics::default());
     let board = Board::default();
-    let sampler = Sampler::start(&settings.database, board.clone(), metrics.clone())
+    let changed = Arc::new(tokio::sync::Notify::new());
+    let sampler = tokio::spawn(status::watch(readers.clone(), board.clone(), metrics.clone(), changed.clone()));
+    let (writer, writing) = Writer::start(&settings, readers.clone(), metrics.clone(), stopping.clone(), changed)
         .map_err(|error| format!("starting a thread: {error}"))?;
-    let (writer, writing) =
-        Writer::start(&settings, readers.clone(), metrics.clone(), stopping.clone(), sampler.nudge())
-            .map_err(|error| format!("starting a thread: {error}"))?;
     let listener = TcpListener::bind(settings.listen)
         .await
         .map_err(|error| format!("listening on {}: {error}", settings.listen))?;
@@ -120,17 +121,17 @@ async fn serve(settings: Settings) -> Result<(), String> {
         () = given_up => log::event(Severity::Warning, "some requests were still open and were given up"),
     }
     log::event(Severity::Info, "no request is open any more; closing the database");
-    let closing = tokio::task::spawn_blocking(move || close(&to_stop, writing, sampler, &readers));
+    sampler.abort();
+    let closing = tokio::task::spawn_blocking(move || close(&to_stop, writing, &readers));
     closing.await.map_err(|error| format!("closing: {error}"))?;
     log::event(Severity::Info, &format!("{instance} has closed the database"));
     Ok(())
 }
 
-fn close(writer: &Writer, writing: JoinHandle<()>, sampler: Sampler, readers: &Readers) {
+fn close(writer: &Writer, writing: JoinHandle<()>, readers: &Readers) {
     // The writer first: its flush is what must not be missed.
     writer.stop();
     let _ = writing.join();
-    sampler.stop();
     readers.close();
 }
 

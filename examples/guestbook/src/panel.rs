@@ -21,6 +21,7 @@ pub fn role_text(role: &Role) -> (&'static str, &'static str) {
         Role::Follower => ("Follower", "reads what another instance writes"),
         Role::Waiting => ("Waiting for the lease", "another instance is writing; reading goes on"),
         Role::Ready => ("Ready", "nobody writes; the next entry takes the lease"),
+        Role::Fenced => ("Fenced", "another instance has taken over; the next entry starts anew here"),
         Role::Plain => ("Plain SQLite", "a local file without a bucket"),
     }
 }
@@ -203,7 +204,7 @@ fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);

@@ -8,10 +8,13 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 /// How long a request waits for a free connection before it is refused.
 const TURN: Duration = Duration::from_secs(10);
+/// How long opening anew waits for the connections that are reading.
+const RENEW: Duration = Duration::from_secs(2);
 
 /// Opens a connection as every part of the app does. Making the database, if it is not there, costs no request.
 pub fn open(database: &str) -> rusqlite::Result<Connection> {
@@ -34,6 +37,7 @@ pub struct Readers {
     database: Arc<str>,
     free: Arc<Mutex<Free>>,
     turns: Arc<Semaphore>,
+    connections: u32,
 }
 
 struct Free {
@@ -44,12 +48,13 @@ struct Free {
 
 impl Readers {
     /// Opens the first connection, so that a wrong setting shows at once; the others follow as they are needed.
-    pub fn open(database: &str, connections: usize) -> rusqlite::Result<Readers> {
+    pub fn open(database: &str, connections: u32) -> rusqlite::Result<Readers> {
         let first = reader(database)?;
         Ok(Readers {
             database: database.into(),
             free: Arc::new(Mutex::new(Free { connections: vec![first], round: 0 })),
-            turns: Arc::new(Semaphore::new(connections)),
+            turns: Arc::new(Semaphore::new(connections as usize)),
+            connections,
         })
     }
 
@@ -93,8 +98,18 @@ impl Readers {
         Ok(answer)
     }
 
-    /// Closes every connection, those in use when they come back: after the database refused a commit it has to be opened anew.
-    pub fn renew(&self) {
+    /// Closes every connection when those that read have finished, and lets nobody open a new one until `reopened` returns: a
+    /// database is opened anew only after its last connection in the process is gone. Reads wait meanwhile.
+    ///
+    /// Blocks, 2 s at most: after that the connections in use are left to be closed when they come back.
+    pub fn renew<T>(&self, runtime: &Handle, reopened: impl FnOnce() -> T) -> T {
+        let all = self.turns.acquire_many(self.connections);
+        let _all = runtime.block_on(async { tokio::time::timeout(RENEW, all).await });
+        self.forget();
+        reopened()
+    }
+
+    fn forget(&self) {
         let old = {
             let mut free = self.free.lock();
             free.round += 1;
@@ -106,7 +121,7 @@ impl Readers {
     /// Refuses further reads and closes what is free; those in use close when they come back.
     pub fn close(&self) {
         self.turns.close();
-        self.renew();
+        self.forget();
     }
 }
 

@@ -36,7 +36,7 @@ pub struct Settings {
     /// How long a write waits its turn before it is refused; zero tries once.
     pub wait: Duration,
     /// Number of read connections, at least 1.
-    pub readers: usize,
+    pub readers: u32,
     /// The name of this process in pages and logs: the revision and four random digits.
     pub instance: String,
     /// The project whose traces the log lines belong to.

@@ -5,16 +5,15 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use rusqlite::Connection;
 use serde::Deserialize;
+use tokio::sync::Notify;
 
 use crate::metrics::Metrics;
-use crate::readers;
+use crate::readers::Readers;
 
 /// Samples kept: two minutes of them.
 const HISTORY: usize = 120;
@@ -26,7 +25,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub struct Status {
     /// Where the database lives: the bucket's URL and the prefix.
     pub replica: Option<String>,
-    /// What this process may do: `writer`, `follower`, or another word that is shown as it is.
+    /// What this process may do: `writer`, `reader`, `follower`, `waiting` or `fenced`.
     pub role: Option<String>,
     committed_txid: Option<Txid>,
     durable_txid: Option<Txid>,
@@ -123,7 +122,7 @@ pub struct Open {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Lease {
-    /// `held`, `released`, or another word.
+    /// `held` (here), `elsewhere` or `none`.
     pub state: Option<String>,
     /// Who holds it.
     pub holder: Option<String>,
@@ -174,12 +173,14 @@ impl Status {
 pub enum Role {
     /// Holds the lease.
     Writer,
-    /// Follows what another writes.
+    /// Reads what another writes.
     Follower,
     /// Has something to write and waits for the lease.
     Waiting,
     /// Nobody holds the lease that this instance knows of; its next write takes it.
     Ready,
+    /// Another instance has taken the log over while this one wrote; it is opened anew at the next write.
+    Fenced,
     /// A plain file: there is no lease.
     Plain,
 }
@@ -192,7 +193,9 @@ impl Role {
         };
         match (status.role.as_deref(), status.lease.state.as_deref()) {
             _ if waiting => Role::Waiting,
-            (Some("follower"), _) => Role::Follower,
+            (Some("fenced"), _) => Role::Fenced,
+            (Some("waiting"), _) => Role::Waiting,
+            (Some("follower"), _) | (_, Some("elsewhere")) => Role::Follower,
             (Some("writer"), None | Some("held")) => Role::Writer,
             _ => Role::Ready,
         }
@@ -205,6 +208,7 @@ impl Role {
             Role::Follower => "follower",
             Role::Waiting => "waiting",
             Role::Ready => "ready",
+            Role::Fenced => "fenced",
             Role::Plain => "plain",
         }
     }
@@ -236,7 +240,7 @@ pub struct Snapshot {
     pub history: VecDeque<Sample>,
 }
 
-/// The place where the sampler leaves what it found.
+/// The place where the latest is kept for the pages.
 #[derive(Clone, Default)]
 pub struct Board(Arc<RwLock<Snapshot>>);
 
@@ -247,85 +251,45 @@ impl Board {
     }
 }
 
-/// The thread that asks. It ends when [`Sampler::stop`] is called, and closes its connection.
-pub struct Sampler {
-    nudge: SyncSender<Ask>,
-    thread: JoinHandle<()>,
-}
-
-enum Ask {
-    Now,
-    Stop,
-}
-
-impl Sampler {
-    /// Starts sampling onto `board` over a connection of its own.
-    pub fn start(database: &str, board: Board, metrics: Arc<Metrics>) -> std::io::Result<Sampler> {
-        let database = database.to_owned();
-        let (nudge, asked) = sync_channel(1);
-        let thread = std::thread::Builder::new().name("status".to_owned()).spawn(move || {
-            sample(&database, &board, &metrics, &asked);
-        })?;
-        Ok(Sampler { nudge, thread })
-    }
-
-    /// A call that makes the sampler look at once, for those who have just changed something.
-    pub fn nudge(&self) -> impl Fn() + Send + 'static {
-        let nudge = self.nudge.clone();
-        // A full channel means that it is about to look anyway.
-        move || drop(nudge.try_send(Ask::Now))
-    }
-
-    /// Ends the thread and waits for it.
-    pub fn stop(self) {
-        // Fails only if the thread has ended already.
-        let _ = self.nudge.send(Ask::Stop);
-        let _ = self.thread.join();
-    }
-}
-
-fn sample(database: &str, board: &Board, metrics: &Metrics, asked: &Receiver<Ask>) {
-    let mut connection = None;
+/// Asks for ever, once a second and whenever `changed` is told that something did.
+pub async fn watch(readers: Readers, board: Board, metrics: Arc<Metrics>, changed: Arc<Notify>) {
     loop {
-        let answer = match &connection {
-            Some(db) => Status::ask(db),
-            None => match readers::open(database) {
-                Ok(db) => Status::ask(connection.insert(db)),
-                Err(error) => Err(format!("opening the database: {error}")),
-            },
+        let answer = match readers.read(|db| Ok(Status::ask(db))).await {
+            Ok(answer) => answer,
+            Err(why) => Err(why),
         };
-        if answer.is_err() {
-            connection = None;
-        }
-        let (status, trouble) = match answer {
-            Ok(status) => (status, None),
-            Err(why) => (None, Some(why)),
-        };
-        {
-            let mut now = board.0.write();
-            // Looks between two ticks change the numbers, not the plots, which have one point a second.
-            if now.history.back().is_none_or(|last| last.at.elapsed() > INTERVAL * 9 / 10) {
-                if now.history.len() == HISTORY {
-                    now.history.pop_front();
-                }
-                now.history.push_back(Sample {
-                    at: Instant::now(),
-                    lag_ms: status.as_ref().and_then(|s| s.lag_ms).unwrap_or(0) as f64,
-                    bucket_requests: status.as_ref().map_or(0, |s| s.requests.total()),
-                    served: metrics.served(),
-                    commit_ms: metrics.last_commit().map_or(0.0, |took| took.as_secs_f64() * 1000.0),
-                });
+        board.put(answer, &metrics);
+        // Both ends of this wait lead to the next look.
+        let _ = tokio::time::timeout(INTERVAL, changed.notified()).await;
+    }
+}
+
+impl Board {
+    fn put(&self, answer: Result<Option<Status>, String>, metrics: &Metrics) {
+        let mut now = self.0.write();
+        match answer {
+            Ok(status) => {
+                now.status = status;
+                now.trouble = None;
             }
             // A failed question leaves the last known status on the page, beside the trouble.
-            if trouble.is_none() {
-                now.status = status;
-            }
-            now.trouble = trouble;
+            Err(why) => now.trouble = Some(why),
         }
-        match asked.recv_timeout(INTERVAL) {
-            Ok(Ask::Now) | Err(RecvTimeoutError::Timeout) => {}
-            Ok(Ask::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+        // Looks between two ticks change the numbers, not the plots, which have one point a second.
+        if now.history.back().is_some_and(|last| last.at.elapsed() < INTERVAL * 9 / 10) {
+            return;
         }
+        if now.history.len() == HISTORY {
+            now.history.pop_front();
+        }
+        let sample = Sample {
+            at: Instant::now(),
+            lag_ms: now.status.as_ref().and_then(|s| s.lag_ms).unwrap_or(0) as f64,
+            bucket_requests: now.status.as_ref().map_or(0, |s| s.requests.total()),
+            served: metrics.served(),
+            commit_ms: metrics.last_commit().map_or(0.0, |took| took.as_secs_f64() * 1000.0),
+        };
+        now.history.push_back(sample);
     }
 }
 
@@ -358,8 +322,13 @@ mod tests {
         let mut status = Status::parse(SAMPLE).expect("a status");
         assert_eq!(Role::of(Some(&status), false), Role::Writer);
         assert_eq!(Role::of(Some(&status), true), Role::Waiting);
-        status.lease.state = Some("released".to_owned());
+        status.lease.state = Some("none".to_owned());
         assert_eq!(Role::of(Some(&status), false), Role::Ready);
+        status.role = Some("reader".to_owned());
+        status.lease.state = Some("elsewhere".to_owned());
+        assert_eq!(Role::of(Some(&status), false), Role::Follower);
+        status.role = Some("fenced".to_owned());
+        assert_eq!(Role::of(Some(&status), false), Role::Fenced);
         status.role = Some("follower".to_owned());
         assert_eq!(Role::of(Some(&status), false), Role::Follower);
         assert_eq!(Role::of(None, false), Role::Plain);

@@ -6,6 +6,8 @@
 //! Ordering: entries are stored in the order in which they arrived.
 //! Waiting: `BEGIN IMMEDIATE` is tried until it succeeds or an entry has waited as long as the settings allow; that
 //! entry is then refused, and nothing of it was stored.
+//! Taken over: a database whose log went on elsewhere refuses to be written until it is opened anew; that is done here, and the
+//! entries wait meanwhile.
 //! Failure: what fails before COMMIT was not stored. When COMMIT or the flush itself fails, the outcome is not known; the
 //! connections are opened anew, and the entry's token makes it safe to send it again.
 //! Stop: [`Writer::stop`] takes its place in the queue. What stands before it is stored, what comes after it is refused;
@@ -17,7 +19,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, ErrorCode};
-use tokio::sync::{mpsc, oneshot};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::entries::{self, Draft};
 use crate::log::{self, Severity};
@@ -31,6 +34,8 @@ const QUEUE: usize = 1024;
 const BATCH: usize = 256;
 /// How long one attempt to begin may take: after it the deadlines of the waiting entries are looked at.
 const ATTEMPT: Duration = Duration::from_millis(200);
+/// After opening anew.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// An entry that is stored as the settings promise.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -73,13 +78,15 @@ struct Job {
 }
 
 impl Writer {
-    /// Starts the thread. The connection is opened by the first entry. `committed` is called after each commit.
+    /// Starts the thread. The connection is opened by the first entry. `changed` is told of each commit.
+    ///
+    /// Call it on a thread of the runtime.
     pub fn start(
         settings: &Settings,
         readers: Readers,
         metrics: Arc<Metrics>,
         stopping: Arc<AtomicBool>,
-        committed: impl Fn() + Send + 'static,
+        changed: Arc<Notify>,
     ) -> std::io::Result<(Writer, JoinHandle<()>)> {
         let (queue, jobs) = mpsc::channel(QUEUE);
         let waiting = Arc::new(AtomicBool::new(false));
@@ -90,7 +97,8 @@ impl Writer {
             metrics,
             stopping,
             waiting: waiting.clone(),
-            committed: Box::new(committed),
+            changed,
+            runtime: Handle::current(),
             stopped: false,
         };
         let thread = std::thread::Builder::new().name("writer".to_owned()).spawn(move || desk.run(jobs))?;
@@ -129,7 +137,8 @@ struct Desk {
     metrics: Arc<Metrics>,
     stopping: Arc<AtomicBool>,
     waiting: Arc<AtomicBool>,
-    committed: Box<dyn Fn() + Send>,
+    changed: Arc<Notify>,
+    runtime: Handle,
     stopped: bool,
 }
 
@@ -196,8 +205,7 @@ impl Desk {
 
     fn begin(&mut self) -> Begun {
         if self.connection.is_none() {
-            let opened = readers::open(&self.settings.database).and_then(|db| db.busy_timeout(ATTEMPT).map(|()| db));
-            match opened {
+            match open(&self.settings.database) {
                 Ok(db) => self.connection = Some(db),
                 Err(error) if is_busy(&error) => return Begun::NotYet,
                 Err(error) => return Begun::Failed(format!("opening the database: {error}")),
@@ -207,6 +215,16 @@ impl Desk {
         match db.execute_batch("BEGIN IMMEDIATE") {
             Ok(()) => Begun::Yes,
             Err(error) if is_busy(&error) => Begun::NotYet,
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ReadOnly) => {
+                log::event(
+                    Severity::Info,
+                    &format!("another instance has written ({error}); opening the database anew"),
+                );
+                self.start_anew();
+                // Somebody else is writing just now; asking again at once would only be refused again.
+                std::thread::sleep(PAUSE);
+                Begun::NotYet
+            }
             Err(error) => Begun::Failed(format!("BEGIN IMMEDIATE: {error}")),
         }
     }
@@ -241,17 +259,19 @@ impl Desk {
             return answer(batch, &Err(Refused::Unknown(why)));
         }
         self.metrics.committed(batch.len(), started.elapsed());
-        (self.committed)();
+        self.changed.notify_one();
         for (job, id) in batch.into_iter().zip(ids) {
             // A client that went away does not wait for its answer.
             let _ = job.reply.send(Ok(Saved { id, took: job.arrived.elapsed() }));
         }
     }
 
-    /// Lets every connection go: a database that refused a commit serves again only after it is opened anew.
+    /// Closes every connection of the process and opens this one again: a database that refused a commit, or whose log
+    /// went on elsewhere, serves again only after that.
     fn start_anew(&mut self) {
         self.connection = None;
-        self.readers.renew();
+        let database = &self.settings.database;
+        self.connection = self.readers.renew(&self.runtime, || open(database).ok());
     }
 
     /// The last flush, and the close that gives the lease back. An app that never wrote has nothing to do.
@@ -270,6 +290,12 @@ impl Desk {
             log::event(Severity::Error, &format!("closing the writing connection: {error}"));
         }
     }
+}
+
+fn open(database: &str) -> rusqlite::Result<Connection> {
+    let db = readers::open(database)?;
+    db.busy_timeout(ATTEMPT)?;
+    Ok(db)
 }
 
 fn answer(jobs: Vec<Job>, result: &Result<Saved, Refused>) {

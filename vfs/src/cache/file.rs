@@ -3,8 +3,7 @@
 //! A [`CacheFile`] ties together the file, the bits that say what it holds (`presence.rs`), the map that says
 //! where the rest is ([`crate::replica::page_map`]) and the source of pages ([`crate::replica::fetch`]).
 //!
-//! **One descriptor.** It opens the main file once and keeps it until it is dropped. It must not be dropped while SQLite of
-//! this process has the file open, since closing *any* descriptor of a file drops the process's POSIX locks on it.
+//! It must not be dropped while SQLite of this process has the file open (`pages.rs`).
 //! What SQLite itself reads and writes goes through its own descriptor, in `base`.
 //!
 //! **Reading** is check, read, check again: bits, then `base`, then whether anything of the units was cleared meanwhile.
@@ -21,15 +20,16 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
-use nix::errno::Errno;
-use nix::fcntl::FallocateFlags;
-
-use crate::cache::flights::{Flights, Turn};
-use crate::cache::presence::{Presence, Stamp, UNIT_BYTES};
+use crate::cache::background::Background;
+use crate::cache::flights::{Flights, Planned, Turn};
+use crate::cache::pages::{Pages, Stamps, identity};
+use crate::cache::presence::Presence;
+use crate::cache::room::{Others, Room};
+use crate::cache::streams::Streams;
 use crate::error::{Error, ErrorKind, Result};
 use crate::page::{PageCount, PageSize, Pgno};
 use crate::replica::fetch::PageSource;
@@ -43,27 +43,46 @@ pub const MASK: [u8; 16] = *b"sqlite-gcs cache";
 /// SQLite's magic.
 pub const MAGIC: [u8; 16] = *b"SQLite format 3\0";
 
+/// How far ahead of a scan pages are fetched, in bytes of pages: what a line of 100 MB/s brings in 40 ms.
+const WINDOW_BYTES: u32 = 4 << 20;
+/// Requests that one look ahead begins.
+const RUNS: usize = 16;
 /// How often a read starts over because pages are taken away under it, before it gives up.
 const TRIES: usize = 1000;
 
 type OnMoved = Box<dyn Fn(&Error) -> Result<()> + Send + Sync>;
 
+/// What a plan keeps with each of its flights.
+type Fetch = (Run, Arc<Stamps>);
+
 /// The cache file of one database, as this process has it open.
 pub struct CacheFile {
-    path: PathBuf,
-    file: File,
-    page_size: PageSize,
-    presence: Presence,
+    pages: Arc<Pages>,
     map: PageMap,
     source: PageSource,
     read_ahead: ReadAhead,
-    flights: Flights,
+    streams: Streams,
+    flights: Arc<Flights>,
+    background: Background,
     on_moved: OnceLock<OnMoved>,
 }
 
 impl std::fmt::Debug for CacheFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CacheFile").field("path", &self.path).field("source", &self.source).finish_non_exhaustive()
+        f.debug_struct("CacheFile")
+            .field("path", &self.pages.path)
+            .field("source", &self.source)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for CacheFile {
+    fn drop(&mut self) {
+        if !self.background.stop() {
+            // A fetch hangs in a write to the disk: the file stays open for good, rather than be closed under a later
+            // opening of it by this process, whose locks that would drop.
+            std::mem::forget(Arc::clone(&self.pages));
+        }
     }
 }
 
@@ -100,10 +119,13 @@ impl CacheFile {
         let presence = Presence::create(dir, map.page_size(), map.pages(), identity)?;
         let cache = CacheFile::of(main, file, presence, map, source);
         for pgno in (1..=cache.total().0).map(Pgno) {
-            cache.presence.lock(cache.presence.unit_of(pgno))?.set(pgno);
+            let unit = cache.pages.presence.lock(cache.pages.presence.unit_of(pgno))?;
+            // It is in no bucket yet.
+            unit.count_write();
+            unit.set(pgno);
         }
         cache.map.publish()?;
-        cache.presence.publish()?;
+        cache.pages.presence.publish()?;
         Ok(cache)
     }
 
@@ -131,15 +153,15 @@ impl CacheFile {
     }
 
     fn of(main: &Path, file: File, presence: Presence, map: PageMap, source: PageSource) -> CacheFile {
+        let page_size = map.page_size();
         CacheFile {
-            path: main.into(),
-            file,
-            page_size: map.page_size(),
-            presence,
+            pages: Arc::new(Pages { path: main.into(), file, page_size, presence, room: OnceLock::new() }),
             map,
             source,
             read_ahead: ReadAhead::default(),
-            flights: Flights::default(),
+            streams: Streams::new(WINDOW_BYTES / page_size.bytes()),
+            flights: Arc::default(),
+            background: Background::new(),
             on_moved: OnceLock::new(),
         }
     }
@@ -151,6 +173,39 @@ impl CacheFile {
         let _ = self.on_moved.set(Box::new(plan_anew));
     }
 
+    /// Bounds what everything local takes to so many bytes; `others` says what the files take that are not this one. Once.
+    pub(crate) fn bound(&self, limit: u64, others: Others) {
+        // Set once by the engine; a second one is not used.
+        let _ = self.pages.room.set(Room::new(limit, others));
+        let most = (limit / 8 / u64::from(self.page_size().bytes())).min(u32::MAX.into()) as u32;
+        self.streams.set_most(most);
+    }
+
+    /// Sees to it that `more` bytes have room, by eviction; false where only what must stay is left.
+    pub(crate) fn make_room(&self, more: u64) -> Result<bool> {
+        self.pages.room.get().map_or(Ok(true), |room| room.make(&self.pages, more))
+    }
+
+    /// What everything local may take, and takes, in bytes; `None` where there is no bound.
+    pub(crate) fn bounds(&self) -> Option<(u64, u64)> {
+        self.pages.room.get().map(|room| (room.limit(), room.used(&self.pages)))
+    }
+
+    /// Ends an epoch of checkpoints: before looking at what is committed. See `room.rs`.
+    pub(crate) fn end_epoch(&self) -> u64 {
+        self.pages.presence.end_epoch()
+    }
+
+    /// What was committed when this epoch ended is in the bucket, checkpointed, and in the map.
+    pub(crate) fn set_clean(&self, epoch: u64) {
+        self.pages.presence.set_clean(epoch);
+    }
+
+    /// Whether a checkpoint wrote something that is not known to be in the map.
+    pub(crate) fn has_unclean(&self) -> bool {
+        self.pages.presence.has_unclean()
+    }
+
     /// The page map.
     pub fn map(&self) -> &PageMap {
         &self.map
@@ -158,22 +213,83 @@ impl CacheFile {
 
     /// The page size.
     pub fn page_size(&self) -> PageSize {
-        self.page_size
+        self.pages.page_size
     }
 
     /// How many pages are present.
     pub fn present(&self) -> u32 {
-        self.presence.present()
+        self.pages.presence.present()
     }
 
     /// How many pages the file has.
     pub fn total(&self) -> PageCount {
-        self.presence.pages()
+        self.pages.presence.pages()
     }
 
     /// Counts the present pages anew; for the process that takes the cache over while no other has it.
     pub fn recount(&self) {
-        self.presence.recount();
+        self.pages.presence.recount();
+    }
+
+    /// Writes a page of the caller's and counts it as present: the first page of a database that is new or adopted.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub fn put_page(&self, pgno: Pgno, page: &[u8]) -> Result<()> {
+        self.pages.put_page(pgno, page)
+    }
+
+    /// Puts pages in that came from the bucket in another way than by being missed, as far as they are not there.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub(crate) fn put_fetched(&self, mut pages: Vec<(Pgno, Vec<u8>)>) -> Result<()> {
+        pages.sort_by_key(|(pgno, _)| *pgno);
+        let mut stamps: Stamps = pages.iter().map(|(pgno, _)| self.pages.unit(*pgno)).collect();
+        stamps.dedup_by_key(|(unit, _)| *unit);
+        self.pages.store_all(&pages, &stamps)
+    }
+
+    /// Reads a page if the file has it, and says whether it does; never asks the bucket.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub fn read_present(&self, pgno: Pgno, page: &mut [u8]) -> Result<bool> {
+        self.pages.read_present(pgno, page)
+    }
+
+    /// Runs `base`, which cuts the main file off at `size_bytes` (or extends it), and forgets the pages beyond, also in the map.
+    /// Under the locks that a checkpoint holds.
+    ///
+    /// # Errors
+    /// The local disk's; `base` did not run then.
+    pub fn truncate(&self, size_bytes: u64, base: &mut dyn FnMut() -> i32) -> Result<i32> {
+        self.pages.truncate(size_bytes, base, |pages| self.map.truncate(pages))
+    }
+
+    /// Extends the file to a database of so many pages. It never gets smaller by this.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub fn set_size(&self, pages: PageCount) -> Result<()> {
+        self.pages.set_size(pages)
+    }
+
+    /// Forgets pages, so that their next reader takes them from where the map says.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub fn forget(&self, pages: impl IntoIterator<Item = Pgno>) -> Result<()> {
+        self.pages.forget(pages)
+    }
+
+    /// Distrusts all that the file holds: every page is fetched anew when it is read. Only when everything in it is in the
+    /// bucket, in the outbox, or in the WAL.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub fn clear_all(&self) -> Result<()> {
+        self.pages.clear_all()
     }
 
     /// Runs `base`, which reads these bytes of the main file, with every page of them present before and still there
@@ -182,15 +298,17 @@ impl CacheFile {
     /// # Errors
     /// Why a missing page could not be had.
     pub fn read(&self, range: Range<u64>, base: &mut dyn FnMut() -> i32) -> Result<i32> {
-        let Some((first, last)) = self.pages(&range) else { return Ok(base()) };
+        let Some((first, last)) = self.pages.pages(&range) else { return Ok(base()) };
         for _ in 0..TRIES {
-            let before = self.clears(first, last);
-            if let Some(missing) = self.missing(first, last) {
+            let before = self.pages.clears(first, last);
+            if let Some(missing) = self.pages.missing(first, last) {
                 self.fill(missing)?;
                 continue;
             }
             let code = base();
-            if self.clears(first, last) == before {
+            if self.pages.clears(first, last) == before {
+                self.pages.presence.use_unit(self.pages.presence.unit_of(last));
+                self.look_ahead(last);
                 return Ok(code);
             }
         }
@@ -203,41 +321,12 @@ impl CacheFile {
     /// Why it could not be had.
     pub fn prefetch(&self, pgno: Pgno) -> Result<()> {
         for _ in 0..TRIES {
-            if self.presence.has(pgno) || !self.presence.pages().contains(pgno) {
+            if self.pages.presence.has(pgno) || !self.pages.presence.pages().contains(pgno) {
                 return Ok(());
             }
             self.fill(pgno)?;
         }
         Err(self.restless(pgno))
-    }
-
-    /// Writes a page of the caller's and counts it as present: the first page of a database that is new or adopted.
-    ///
-    /// # Errors
-    /// The local disk's.
-    pub fn put_page(&self, pgno: Pgno, page: &[u8]) -> Result<()> {
-        self.presence.reserve(PageCount(pgno.0))?;
-        let unit = self.presence.lock(self.presence.unit_of(pgno))?;
-        self.write_masked(pgno, page)?;
-        unit.count_write();
-        unit.set(pgno);
-        self.presence.raise_pages(PageCount(pgno.0))
-    }
-
-    /// Reads a page if the file has it, and says whether it does; never asks the bucket.
-    ///
-    /// # Errors
-    /// The local disk's.
-    pub fn read_present(&self, pgno: Pgno, page: &mut [u8]) -> Result<bool> {
-        let clears = self.clears(pgno, pgno);
-        if !self.presence.pages().contains(pgno) || !self.presence.has(pgno) {
-            return Ok(false);
-        }
-        self.file.read_exact_at(page, pgno.offset(self.page_size)).map_err(|e| self.failed("reading", &e))?;
-        if pgno == Pgno::ONE {
-            page[..MAGIC.len()].copy_from_slice(&MAGIC);
-        }
-        Ok(self.clears(pgno, pgno) == clears)
     }
 
     /// Makes the file survive a power loss as it is.
@@ -246,8 +335,8 @@ impl CacheFile {
     /// The local disk's.
     pub fn sync(&self) -> Result<()> {
         self.map.sync()?;
-        self.presence.sync()?;
-        self.file.sync_data().map_err(|e| self.failed("syncing", &e))
+        self.pages.presence.sync()?;
+        self.pages.file.sync_data().map_err(|e| self.pages.failed("syncing", &e))
     }
 
     /// Reads a page through this descriptor, with SQLite's magic in its place. Not what a reader in a transaction sees: the
@@ -256,14 +345,14 @@ impl CacheFile {
     /// # Errors
     /// Why it could not be had; [`ErrorKind::Local`] beyond the end of the file.
     pub fn page(&self, pgno: Pgno) -> Result<Vec<u8>> {
-        let mut page = vec![0; self.page_size.bytes() as usize];
-        let start = pgno.offset(self.page_size);
+        let mut page = vec![0; self.pages.page_size.bytes() as usize];
+        let start = pgno.offset(self.pages.page_size);
         let mut outcome = Ok(());
         self.read(start..start + page.len() as u64, &mut || {
-            outcome = self.file.read_exact_at(&mut page, start);
+            outcome = self.pages.file.read_exact_at(&mut page, start);
             0
         })?;
-        outcome.map_err(|e| Error::local(format!("reading page {pgno} of {}", self.path.display()), &e))?;
+        outcome.map_err(|e| Error::local(format!("reading page {pgno} of {}", self.pages.path.display()), &e))?;
         if pgno == Pgno::ONE {
             page[..MAGIC.len()].copy_from_slice(&MAGIC);
         }
@@ -279,182 +368,60 @@ impl CacheFile {
         if range.is_empty() {
             return Ok(base());
         }
-        let (first, last) = (self.page_size.page_at(range.start), self.page_size.page_at(range.end - 1));
-        let page_bytes = u64::from(self.page_size.bytes());
+        let (first, last) = (self.pages.page_size.page_at(range.start), self.pages.page_size.page_at(range.end - 1));
+        let page_bytes = u64::from(self.pages.page_size.bytes());
         if !range.start.is_multiple_of(page_bytes) {
             self.prefetch(first)?;
         }
         if !range.end.is_multiple_of(page_bytes) {
             self.prefetch(last)?;
         }
-        self.presence.reserve(PageCount(last.0))?;
-        let (first_unit, last_unit) = (self.presence.unit_of(first), self.presence.unit_of(last));
+        self.pages.presence.reserve(PageCount(last.0))?;
+        let (first_unit, last_unit) = (self.pages.presence.unit_of(first), self.pages.presence.unit_of(last));
         if first_unit != last_unit {
             // Never by SQLite, whose writes are of one page.
-            let tail = self.presence.lock_from(first)?;
+            let tail = self.pages.presence.lock_from(first)?;
+            (first.0..=last.0).for_each(|pgno| tail.count_write(Pgno(pgno)));
             let code = base();
             if code == 0 {
                 (first.0..=last.0).for_each(|pgno| tail.set(Pgno(pgno)));
-                self.presence.raise_pages(PageCount(last.0))?;
+                self.pages.presence.raise_pages(PageCount(last.0))?;
             }
             return Ok(code);
         }
-        let unit = self.presence.lock(first_unit)?;
+        let unit = self.pages.presence.lock(first_unit)?;
+        unit.count_write();
         let code = base();
         if code == 0 {
-            unit.count_write();
             (first.0..=last.0).for_each(|pgno| unit.set(Pgno(pgno)));
-            self.presence.raise_pages(PageCount(last.0))?;
+            self.pages.presence.raise_pages(PageCount(last.0))?;
         }
         Ok(code)
-    }
-
-    /// Runs `base`, which cuts the main file off at `size_bytes` (or extends it), and forgets the pages beyond, also in the map.
-    /// Under the locks that a checkpoint holds.
-    ///
-    /// # Errors
-    /// The local disk's; `base` did not run then.
-    pub fn truncate(&self, size_bytes: u64, base: &mut dyn FnMut() -> i32) -> Result<i32> {
-        let pages = PageCount(size_bytes.div_ceil(u64::from(self.page_size.bytes())) as u32);
-        self.presence.reserve(pages)?;
-        let tail = self.presence.lock_from(Pgno(pages.0 + 1))?;
-        tail.cut();
-        let code = base();
-        if code == 0 {
-            self.map.truncate(pages);
-            self.presence.raise_pages(pages)?;
-        }
-        Ok(code)
-    }
-
-    /// Extends the file to a database of so many pages. It never gets smaller by this.
-    ///
-    /// # Errors
-    /// The local disk's.
-    pub fn set_size(&self, pages: PageCount) -> Result<()> {
-        let failed = |e: &io::Error| Error::local(format!("extending {}", self.path.display()), e);
-        self.presence.reserve(pages)?;
-        let _held = self.presence.lock_from(Pgno(self.presence.pages().0 + 1))?;
-        if self.file.metadata().map_err(|e| failed(&e))?.len() < pages.bytes(self.page_size) {
-            self.file.set_len(pages.bytes(self.page_size)).map_err(|e| failed(&e))?;
-        }
-        self.presence.raise_pages(pages)
-    }
-
-    /// Forgets pages, so that their next reader takes them from where the map says.
-    ///
-    /// # Errors
-    /// The local disk's.
-    pub fn forget(&self, pages: impl IntoIterator<Item = Pgno>) -> Result<()> {
-        for pgno in pages {
-            self.presence.lock(self.presence.unit_of(pgno))?.clear(pgno);
-        }
-        Ok(())
-    }
-
-    /// Distrusts all that the file holds: every page is fetched anew when it is read. Only when everything in it is in the
-    /// bucket, in the outbox, or in the WAL.
-    ///
-    /// # Errors
-    /// The local disk's.
-    pub fn clear_all(&self) -> Result<()> {
-        let tail = self.presence.lock_from(Pgno::ONE)?;
-        tail.clear();
-        let size = self.file.metadata().map_err(|e| self.failed("measuring", &e))?.len();
-        self.punch(0..size)
-    }
-
-    /// Frees a unit, if nothing happened to it since it had this stamp. Returns whether it did. The pages have to be in the
-    /// bucket and in the map as they are in the file.
-    ///
-    /// # Errors
-    /// The local disk's.
-    #[allow(dead_code, reason = "the place that a bounded cache is built on; its protocol is tested")]
-    pub(crate) fn evict(&self, unit: u64, seen: Stamp) -> Result<bool> {
-        let held = self.presence.lock(unit)?;
-        if held.stamp() != seen {
-            return Ok(false);
-        }
-        held.clear_all();
-        self.punch(unit * UNIT_BYTES..(unit + 1) * UNIT_BYTES)?;
-        Ok(true)
-    }
-
-    /// The stamp of the unit that a page lies in, with the unit's number.
-    pub(crate) fn unit(&self, pgno: Pgno) -> (u64, Stamp) {
-        let unit = self.presence.unit_of(pgno);
-        (unit, self.presence.stamp(unit))
-    }
-
-    /// Gives the blocks of cleared bytes back.
-    fn punch(&self, range: Range<u64>) -> Result<()> {
-        let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        if range.is_empty() {
-            return Ok(());
-        }
-        match nix::fcntl::fallocate(&self.file, how, range.start as i64, (range.end - range.start) as i64) {
-            // Where a filesystem has no holes the bytes stay, and count as absent all the same.
-            Ok(()) | Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(()),
-            Err(e) => Err(self.failed("punching a hole into", &e.into())),
-        }
-    }
-
-    /// The pages of a range that the file has; `None` where it has none of them.
-    fn pages(&self, range: &Range<u64>) -> Option<(Pgno, Pgno)> {
-        let total = self.presence.pages();
-        if range.is_empty() || range.start >= total.bytes(self.page_size) {
-            return None;
-        }
-        let last = self.page_size.page_at((range.end - 1).min(total.bytes(self.page_size) - 1));
-        Some((self.page_size.page_at(range.start), last))
-    }
-
-    fn missing(&self, first: Pgno, last: Pgno) -> Option<Pgno> {
-        let lock_page = self.page_size.lock_page();
-        (first.0..=last.0).map(Pgno).find(|&pgno| pgno != lock_page && !self.presence.has(pgno))
-    }
-
-    /// How often pages of these units were cleared so far.
-    fn clears(&self, first: Pgno, last: Pgno) -> u64 {
-        let units = self.presence.unit_of(first)..=self.presence.unit_of(last);
-        units.map(|unit| u64::from(self.presence.stamp(unit).clears())).sum()
     }
 
     /// Fetches a missing page with its neighbours, or waits for the thread that does. The page may be missing again, or still,
     /// when this returns Ok: the caller looks again.
     fn fill(&self, missing: Pgno) -> Result<()> {
+        let presence = &self.pages.presence;
         let mut stale = 0;
         let mut planned_anew = false;
+        let mut window = None;
         loop {
-            // By unit, as it was before the places of its pages were looked up.
-            let mut stamps: Vec<(u64, Stamp)> = Vec::new();
             let plan = |free: &dyn Fn(Pgno) -> bool| {
-                let total = self.presence.pages();
-                let mut stamp = |pgno: Pgno| {
-                    let (unit, stamp) = self.unit(pgno);
-                    if stamps.last().is_none_or(|&(last, _)| last != unit) {
-                        stamps.push((unit, stamp));
-                    }
-                };
-                stamp(missing);
-                let wanted = |pgno: Pgno| {
-                    let wanted = total.contains(pgno) && free(pgno);
-                    if wanted {
-                        stamp(pgno);
-                    }
-                    wanted
-                };
-                let run = self.read_ahead.run(&self.map, missing, wanted)?;
-                Ok((run.pages.iter().map(|&(pgno, _)| pgno).collect(), run))
+                let pages = *window.get_or_insert_with(|| self.streams.missed(missing.0));
+                self.plan(missing, Pgno(missing.0.saturating_add(pages)), free)
             };
-            let turn = self.flights.turn(missing, |pgno| self.presence.has(pgno), plan)?;
-            let (departed, run) = match turn {
+            let mut fetches = match self.flights.turn(missing, |pgno| presence.has(pgno), plan)? {
                 Turn::Present => return Ok(()),
                 Turn::Wait(flight) => return flight.wait(self.source.limit()),
-                Turn::Fetch(departed, run) => (departed, run),
+                Turn::Fetch(fetches) => fetches,
             };
-            let outcome = self.fetch(&run, &stamps);
-            match outcome {
+            let rest = fetches.split_off(1);
+            for (flight, (run, stamps)) in rest {
+                self.background.fetch(&self.pages, &self.source, flight, run, stamps);
+            }
+            let Some((departed, (run, stamps))) = fetches.pop() else { return Err(self.restless(missing)) };
+            match self.fetch(&run, &stamps) {
                 Err(ReadError::Stale(error)) if stale < 3 => {
                     stale += 1;
                     // Those who wait look again as well.
@@ -474,59 +441,79 @@ impl CacheFile {
         }
     }
 
-    fn fetch(&self, run: &Run, stamps: &[(u64, Stamp)]) -> Result<(), ReadError> {
-        let pages = self.source.pages(run, self.page_size)?;
-        let unit_of = |page: &(Pgno, Vec<u8>)| self.presence.unit_of(page.0);
-        for pages in pages.chunk_by(|a, b| unit_of(a) == unit_of(b)) {
-            self.store(pages, stamps).map_err(ReadError::Other)?;
-        }
-        Ok(())
-    }
-
-    /// Writes fetched pages of one unit, as far as they are still wanted.
-    fn store(&self, pages: &[(Pgno, Vec<u8>)], stamps: &[(u64, Stamp)]) -> Result<()> {
-        let Some((first, _)) = pages.first() else { return Ok(()) };
-        let unit = self.presence.unit_of(*first);
-        let before = stamps.iter().find(|(noted, _)| *noted == unit).map(|(_, stamp)| stamp.clears());
-        let held = self.presence.lock(unit)?;
-        if before != Some(held.stamp().clears()) {
-            return Ok(());
-        }
-        for (pgno, page) in pages {
-            if self.presence.has(*pgno) || !self.presence.pages().contains(*pgno) {
+    /// Plans the requests for the missing page `first` and those behind it that are free to be fetched, before `until`.
+    fn plan(&self, first: Pgno, until: Pgno, free: &dyn Fn(Pgno) -> bool) -> Result<Vec<Planned<Fetch>>> {
+        let total = self.pages.presence.pages();
+        let until = until.min(Pgno(total.0.saturating_add(1)));
+        let lock_page = self.page_size().lock_page();
+        let mut stamps = Stamps::new();
+        let stamp = |stamps: &mut Stamps, pgno: Pgno| {
+            let (unit, stamp) = self.pages.unit(pgno);
+            if stamps.last().is_none_or(|&(last, _)| last != unit) {
+                stamps.push((unit, stamp));
+            }
+        };
+        let mut runs: Vec<Run> = Vec::new();
+        let mut next = first;
+        while runs.len() < RUNS && (next < until || runs.is_empty()) {
+            let is_wanted = |pgno: Pgno| pgno != lock_page && free(pgno);
+            if next != first && !is_wanted(next) {
+                next = Pgno(next.0 + 1);
                 continue;
             }
-            self.write_masked(*pgno, page)?;
-            held.set(*pgno);
+            stamp(&mut stamps, next);
+            let wanted = |pgno: Pgno| {
+                let wanted = is_wanted(pgno);
+                if wanted {
+                    stamp(&mut stamps, pgno);
+                }
+                wanted
+            };
+            let (run, behind) = self.read_ahead.run(&self.map, next, until, wanted)?;
+            runs.push(run);
+            next = behind;
         }
-        Ok(())
+        self.streams.ended(first.0, next.0);
+        let stamps = Arc::new(stamps);
+        let planned = |run: Run| (run.pages.iter().map(|&(pgno, _)| pgno).collect(), (run, Arc::clone(&stamps)));
+        Ok(runs.into_iter().map(planned).collect())
     }
 
-    fn write_masked(&self, pgno: Pgno, page: &[u8]) -> Result<()> {
-        let write = || {
-            if pgno != Pgno::ONE {
-                return self.file.write_all_at(page, pgno.offset(self.page_size));
-            }
-            let mut masked = page.to_vec();
-            masked[..MASK.len()].copy_from_slice(&MASK);
-            self.file.write_all_at(&masked, 0)
+    /// After a read of a page that was there: fetches what a scan will come to, without waiting for it.
+    fn look_ahead(&self, pgno: Pgno) {
+        let presence = &self.pages.presence;
+        if presence.present() >= presence.pages().0 {
+            return;
+        }
+        let Some((from, until)) = self.streams.hit(pgno.0) else { return };
+        let total = presence.pages();
+        let free_from = |free: &dyn Fn(Pgno) -> bool| {
+            let lock_page = self.page_size().lock_page();
+            (from..until.min(total.0.saturating_add(1))).map(Pgno).find(|&pgno| pgno != lock_page && free(pgno))
         };
-        write().map_err(|e| self.failed(&format!("writing page {pgno} to"), &e))
+        let plan = |free: &dyn Fn(Pgno) -> bool| match free_from(free) {
+            Some(first) => self.plan(first, Pgno(until), free),
+            None => Ok(Vec::new()),
+        };
+        match self.flights.ahead(|pgno| presence.has(pgno), plan) {
+            Ok(fetches) => {
+                for (flight, (run, stamps)) in fetches {
+                    self.background.fetch(&self.pages, &self.source, flight, run, stamps);
+                }
+            }
+            Err(e) => crate::log::debug!("reading ahead of page {pgno}: {e}"),
+        }
     }
 
-    fn failed(&self, doing: &str, error: &io::Error) -> Error {
-        Error::local(format!("{doing} {}", self.path.display()), error)
+    fn fetch(&self, run: &Run, stamps: &Stamps) -> Result<(), ReadError> {
+        let pages = self.source.pages(run, self.page_size())?;
+        self.pages.store_all(&pages, stamps).map_err(ReadError::Other)
     }
 
     fn restless(&self, pgno: Pgno) -> Error {
-        let why = format!("page {pgno} of {}: taken away each time it was fetched", self.path.display());
+        let why = format!("page {pgno} of {}: taken away each time it was fetched", self.pages.path.display());
         Error::new(ErrorKind::Unavailable, why)
     }
-}
-
-/// Device and inode: which file this is, whatever its name.
-fn identity(file: &File) -> io::Result<(u64, u64)> {
-    file.metadata().map(|meta| (meta.dev(), meta.ino()))
 }
 
 #[cfg(test)]

@@ -37,18 +37,21 @@ pub(crate) struct Flights {
 }
 
 /// What to do about a missing page.
-pub(crate) enum Turn<'a, T> {
+pub(crate) enum Turn<T> {
     /// It is there by now.
     Present,
     /// Somebody else fetches it.
     Wait(Arc<Flight>),
-    /// Fetch what was planned, then end the flight.
-    Fetch(Departed<'a>, T),
+    /// Fetch what was planned, then end the flights. The first one has the missing page.
+    Fetch(Vec<(Departed, T)>),
 }
 
-/// A flight that this thread has started. Dropped without an outcome, it fails.
-pub(crate) struct Departed<'a> {
-    flights: &'a Flights,
+/// The pages of one flight, and what the planner wants to keep with them.
+pub(crate) type Planned<T> = (Vec<Pgno>, T);
+
+/// A flight that was started. Dropped without an outcome, it fails.
+pub(crate) struct Departed {
+    flights: Arc<Flights>,
     flight: Arc<Flight>,
     pages: Vec<Pgno>,
     outcome: Result<()>,
@@ -56,13 +59,13 @@ pub(crate) struct Departed<'a> {
 
 impl Flights {
     /// Decides about `missing`. `present` is asked under the table's lock; `plan` is given a way to ask whether a page is
-    /// free to be fetched along, and returns the pages of the flight beside what the caller wants to keep of the plan.
+    /// free to be fetched along, and returns the flights: no page twice, the missing one in the first.
     pub(crate) fn turn<T>(
-        &self,
+        self: &Arc<Self>,
         missing: Pgno,
         present: impl Fn(Pgno) -> bool,
-        plan: impl FnOnce(&dyn Fn(Pgno) -> bool) -> Result<(Vec<Pgno>, T)>,
-    ) -> Result<Turn<'_, T>> {
+        plan: impl FnOnce(&dyn Fn(Pgno) -> bool) -> Result<Vec<Planned<T>>>,
+    ) -> Result<Turn<T>> {
         let mut by_page = self.by_page.lock();
         if present(missing) {
             return Ok(Turn::Present);
@@ -70,11 +73,33 @@ impl Flights {
         if let Some(flight) = by_page.get(&missing) {
             return Ok(Turn::Wait(Arc::clone(flight)));
         }
-        let (pages, kept) = plan(&|pgno| !present(pgno) && !by_page.contains_key(&pgno))?;
-        let flight = Arc::new(Flight::default());
-        by_page.extend(pages.iter().map(|&pgno| (pgno, Arc::clone(&flight))));
-        let outcome = Err(Error::new(ErrorKind::Unavailable, "the fetch of the page was given up"));
-        Ok(Turn::Fetch(Departed { flights: self, flight, pages, outcome }, kept))
+        let planned = plan(&|pgno| !present(pgno) && !by_page.contains_key(&pgno))?;
+        Ok(Turn::Fetch(self.depart(&mut by_page, planned)))
+    }
+
+    /// Starts flights that nobody waits for yet; `plan` as in [`Flights::turn`].
+    pub(crate) fn ahead<T>(
+        self: &Arc<Self>,
+        present: impl Fn(Pgno) -> bool,
+        plan: impl FnOnce(&dyn Fn(Pgno) -> bool) -> Result<Vec<Planned<T>>>,
+    ) -> Result<Vec<(Departed, T)>> {
+        let mut by_page = self.by_page.lock();
+        let planned = plan(&|pgno| !present(pgno) && !by_page.contains_key(&pgno))?;
+        Ok(self.depart(&mut by_page, planned))
+    }
+
+    fn depart<T>(
+        self: &Arc<Self>,
+        by_page: &mut HashMap<Pgno, Arc<Flight>>,
+        planned: Vec<Planned<T>>,
+    ) -> Vec<(Departed, T)> {
+        let depart = |(pages, kept): Planned<T>| {
+            let flight = Arc::new(Flight::default());
+            by_page.extend(pages.iter().map(|&pgno| (pgno, Arc::clone(&flight))));
+            let outcome = Err(Error::new(ErrorKind::Unavailable, "the fetch of the page was given up"));
+            (Departed { flights: Arc::clone(self), flight, pages, outcome }, kept)
+        };
+        planned.into_iter().map(depart).collect()
     }
 }
 
@@ -89,7 +114,7 @@ impl Flights {
     }
 }
 
-impl Departed<'_> {
+impl Departed {
     /// Ends the flight; those who wait get a copy of the outcome.
     pub(crate) fn land(mut self, outcome: Result<()>) -> Result<()> {
         self.outcome = outcome.clone();
@@ -97,7 +122,7 @@ impl Departed<'_> {
     }
 }
 
-impl Drop for Departed<'_> {
+impl Drop for Departed {
     fn drop(&mut self) {
         let mut by_page = self.flights.by_page.lock();
         for pgno in &self.pages {
@@ -115,20 +140,20 @@ mod tests {
 
     #[test]
     fn a_page_that_came_before_its_turn_is_not_fetched() {
-        let flights = Flights::default();
-        let plan = |_: &dyn Fn(Pgno) -> bool| -> Result<(Vec<Pgno>, ())> { panic!("nothing is to be planned") };
+        let flights = Arc::new(Flights::default());
+        let plan = |_: &dyn Fn(Pgno) -> bool| -> Result<Vec<Planned<()>>> { panic!("nothing is to be planned") };
         assert!(matches!(flights.turn(Pgno(3), |_| true, plan), Ok(Turn::Present)));
     }
 
     #[test]
     fn pages_of_a_flight_are_not_free_until_it_has_landed_also_when_it_was_given_up() {
-        let flights = Flights::default();
-        let both = |_: &dyn Fn(Pgno) -> bool| Ok((vec![Pgno(3), Pgno(4)], ()));
-        let Ok(Turn::Fetch(departed, ())) = flights.turn(Pgno(3), |_| false, both) else { panic!("a first turn") };
+        let flights = Arc::new(Flights::default());
+        let both = |_: &dyn Fn(Pgno) -> bool| Ok(vec![(vec![Pgno(3), Pgno(4)], ())]);
+        let Ok(Turn::Fetch(departed)) = flights.turn(Pgno(3), |_| false, both) else { panic!("a first turn") };
         let Ok(Turn::Wait(flight)) = flights.turn(Pgno(4), |_| false, both) else { panic!("a second turn") };
-        let alone = |free: &dyn Fn(Pgno) -> bool| Ok((vec![Pgno(2)], (free(Pgno(3)), free(Pgno(5)))));
-        let Ok(Turn::Fetch(_other, free)) = flights.turn(Pgno(2), |_| false, alone) else { panic!("a third turn") };
-        assert_eq!(free, (false, true));
+        let alone = |free: &dyn Fn(Pgno) -> bool| Ok(vec![(vec![Pgno(2)], (free(Pgno(3)), free(Pgno(5))))]);
+        let Ok(Turn::Fetch(other)) = flights.turn(Pgno(2), |_| false, alone) else { panic!("a third turn") };
+        assert_eq!(other[0].1, (false, true));
         assert!(flight.wait(Duration::from_millis(1)).is_err());
         drop(departed);
         let error = flight.wait(Duration::from_secs(5)).expect_err("no outcome was given");

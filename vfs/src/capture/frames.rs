@@ -23,6 +23,30 @@ pub(crate) struct Frames<'a> {
     pub(crate) count: u32,
     /// Running checksum before the first one.
     pub(crate) seed: Checksum,
+    /// A header among them that is not in the file yet.
+    pub(crate) held: Option<HeldHeader>,
+}
+
+/// A frame's header that is not in the file yet; zeros stand in its place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct HeldHeader {
+    /// Where it belongs, in bytes.
+    pub(crate) offset: u64,
+    /// What belongs there.
+    pub(crate) bytes: [u8; FRAME_HEADER],
+}
+
+impl HeldHeader {
+    /// Puts the header into bytes that were read at `offset`, as far as they cover it.
+    pub(crate) fn patch(&self, offset: u64, bytes: &mut [u8]) {
+        for (i, byte) in (self.offset..).zip(self.bytes) {
+            if let Some(at) = i.checked_sub(offset)
+                && let Some(place) = usize::try_from(at).ok().and_then(|at| bytes.get_mut(at))
+            {
+                *place = byte;
+            }
+        }
+    }
 }
 
 /// What a walk ended with.
@@ -61,6 +85,9 @@ impl Frames<'_> {
             self.file
                 .read_exact_at(bytes, offset)
                 .map_err(|e| Error::local(format_args!("reading frames of {} at byte {offset}", self.name), &e))?;
+            if let Some(held) = &self.held {
+                held.patch(offset, bytes);
+            }
             for (i, raw) in bytes.chunks_exact(size).enumerate() {
                 let header = FrameHeader::verify(raw, &self.wal, &mut walked.checksum).ok_or_else(|| {
                     let at = offset + (i * size) as u64;

@@ -12,9 +12,12 @@
 //!    they reach; saved records up to that serial are skipped, so a crash between the freeze and the emptying of
 //!    the saved file does no harm.
 //! 3. Frames up to mxFrame do not change while the capture lock is held: whoever resets the WAL passes it.
+//! 4. Frames that came from the bucket are stepped over, also when whoever applied them died before he could say so in
+//!    the shared memory: every capture asks `applied.rs` first ([`Capture::catch_up`]).
 //!
 //! Everything here runs under the host's capture lock; nothing here waits for the network.
 
+pub(crate) mod applied;
 pub(crate) mod frames;
 pub(crate) mod index;
 pub(crate) mod position;
@@ -24,8 +27,10 @@ pub(crate) mod wal;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
+use std::time::Duration;
 
-use self::frames::Frames;
+use self::applied::{Applied, AppliedFile};
+use self::frames::{Frames, HeldHeader};
 use self::index::Committed;
 use self::position::Position;
 use self::saved::Saved;
@@ -33,17 +38,23 @@ use self::wal::{Checksum, FRAME_HEADER, HEADER, WalHeader};
 use crate::delta::{EncodeError, Encoder, Header};
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::Layout;
+use crate::local::locks::{HostMutex, LockByte};
 use crate::local::shared::Shared;
 use crate::local::state::State;
 use crate::outbox::{Envelope, Outbox};
-use crate::page::{PageCount, PageSize, Pgno, TxId};
+use crate::page::{PageCount, Pgno, TxId};
 
 /// What the capture lock guards in this process.
 pub(crate) struct Capture {
     layout: Layout,
     outbox: Outbox,
     saved: Saved,
+    applied: AppliedFile,
+    state_lock: HostMutex<()>,
 }
+
+/// How long a capture waits for another process to have changed the state file.
+const STATE_WAIT: Duration = Duration::from_secs(10);
 
 /// Reads a page that no captured frame holds, as the database file has it; `false` if the file does not have it.
 pub(crate) type BasePage<'a> = &'a dyn Fn(Pgno, &mut [u8]) -> Result<bool>;
@@ -65,42 +76,105 @@ pub(crate) struct Freeze<'a> {
 impl Capture {
     /// Of one database.
     pub(crate) fn open(layout: &Layout, outbox: &Outbox) -> Result<Capture> {
-        Ok(Capture { layout: layout.clone(), outbox: outbox.clone(), saved: Saved::open(outbox.dir())? })
+        Ok(Capture {
+            layout: layout.clone(),
+            outbox: outbox.clone(),
+            saved: Saved::open(outbox.dir())?,
+            applied: AppliedFile::open(outbox.dir())?,
+            state_lock: HostMutex::new(&layout.lock(), LockByte::State, ())?,
+        })
     }
 
     /// Whether something is committed that no frozen delta holds.
     pub(crate) fn is_behind(shared: &Shared, committed: Option<&Committed>) -> bool {
         let Some(position) = shared.position() else { return true };
         let wal_ahead =
-            committed.is_some_and(|c| c.frames > 0 && (c.salts != position.salts || c.frames != position.frames));
+            committed.is_some_and(|c| c.frames > 0 && (c.salts != position.salts || c.frames > position.frames));
         wal_ahead || shared.saved_bytes() > 0
     }
 
     /// The serial that a capture of everything committed has, or will have.
     pub(crate) fn serial_of(&self, shared: &Shared, committed: Option<&Committed>) -> Result<u64> {
-        let position = self.position(shared)?;
+        let position = self.catch_up(shared, committed)?;
         Ok(position.serial + u64::from(is_ahead(&position, committed)))
+    }
+
+    /// Whether the frames up to a commit that is not published yet continue the checksum: while SQLite still has headers to
+    /// rewrite, they do not.
+    pub(crate) fn verifies(&self, shared: &Shared, commit: &Committed, held: HeldHeader) -> Result<bool> {
+        let position = self.catch_up(shared, Some(commit))?;
+        let Some(file) = self.wal_file()? else { return Ok(false) };
+        let name = self.name();
+        let Some(span) = span(&file, &position, Some(commit), &name)? else { return Ok(false) };
+        let frames = Frames { held: Some(held), ..span.frames(&file, &name) };
+        match frames.walk(|_, _| (), |_| Ok(())) {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == ErrorKind::Corrupt => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Copies everything committed out of the WAL, so that it may be reset, and marks its generation as closed.
     /// After an error nothing has changed and the WAL must not be reset.
     pub(crate) fn save(&mut self, shared: &Shared, committed: Option<&Committed>) -> Result<()> {
-        let mut position = self.position(shared)?;
-        if let Some(file) = self.wal_file()?
-            && let Some(span) = span(&file, &position, committed, &self.name())?
+        let before = self.catch_up(shared, committed)?;
+        let mut position = before;
+        let wal = self.wal_file()?;
+        if let Some(file) = &wal
+            && let Some(span) = span(file, &position, committed, &self.name())?
         {
             let serial = position.serial + 1;
             let end = shared.saved_bytes();
             let (end, checksum) =
-                self.saved.append(end, &span.frames(&file, &self.name()), span.first, serial, span.pages)?;
+                self.saved.append(end, &span.frames(file, &self.name()), span.first, serial, span.pages)?;
             position = span.reached(checksum, serial);
             shared.set_saved_bytes(end);
-        } else if !position.closed && position.frames > 0 {
-            self.saved.close_generation(&position)?;
         }
         position.closed = true;
+        let lacks = |c: &Committed| c.salts == before.salts && c.frames < before.frames;
+        if !before.closed && committed.is_some_and(lacks) {
+            // A strict commit was frozen, and its frames never became one: the log is ahead of what goes into the cache.
+            self.note_behind()?;
+        }
+        self.close_generation(&before, &position, committed, wal.as_ref())?;
         shared.set_position(&position);
         Ok(())
+    }
+
+    /// Says on the disk, before the WAL that would show it is gone, that the cache lacks what was frozen.
+    fn note_behind(&self) -> Result<()> {
+        let path = self.layout.state();
+        let _held = self.state_lock.lock_within(STATE_WAIT, "the state lock")?;
+        match State::load(&path)? {
+            Some(state) if !state.behind => State { behind: true, ..state }.save(&path),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes it survive a crash that the generation is captured to its end, and that what was applied to it counts.
+    fn close_generation(
+        &self,
+        before: &Position,
+        position: &Position,
+        committed: Option<&Committed>,
+        wal: Option<&File>,
+    ) -> Result<()> {
+        let applied = self.applied.in_effect(committed, wal)?;
+        let saved_anew = position.serial > before.serial;
+        let record = match applied {
+            // The saved frames say where the generation ends; the record keeps saying what came from the bucket.
+            Some(applied) if saved_anew && !applied.settled => {
+                let position = Position { closed: true, ..applied.position };
+                Applied { position, settled: true, ..applied }
+            }
+            _ if saved_anew => return Ok(()),
+            Some(applied) if !before.closed || !applied.settled => {
+                Applied { position: *position, settled: true, ..applied }
+            }
+            None if !before.closed => Applied { id: None, position: *position, timestamp_ms: 0, settled: true },
+            _ => return Ok(()),
+        };
+        self.applied.write(&record, committed, wal)
     }
 
     /// Makes one delta of everything committed that is not frozen yet; `None` if there is nothing.
@@ -109,10 +183,18 @@ impl Capture {
         &mut self,
         shared: &Shared,
         committed: Option<&Committed>,
+        held: Option<HeldHeader>,
         how: &Freeze<'_>,
     ) -> Result<Option<Envelope>> {
-        let position = self.position(shared)?;
         let wal = self.wal_file()?;
+        if committed.is_none()
+            && let Some(applied) = self.applied.unsettled()?
+            && shared.position().is_none_or(|position| applied.is_beyond(&position))
+        {
+            let why = "what is committed cannot be told just now; whether a delta was applied hangs on it";
+            return Err(Error::new(ErrorKind::Busy, why));
+        }
+        let position = self.catch_up(shared, committed)?;
         let name = self.name();
         let span = match &wal {
             Some(file) => span(file, &position, committed, &name)?,
@@ -127,14 +209,14 @@ impl Capture {
         let mut pages = None;
         let mut page_size = None;
         for record in &records {
-            self.saved.frames(record).walk(|pgno, at| drop(newest.insert(pgno, (true, at))), |_| Ok(()))?;
+            self.saved.frames(record).walk(|pgno, at| _ = newest.insert(pgno, (true, at)), |_| Ok(()))?;
             pages = Some(record.pages());
             page_size = Some(record.page_size());
         }
         let mut reached = position;
         if let (Some(file), Some(span)) = (&wal, &span) {
-            let frames = span.frames(file, &name);
-            let walked = frames.walk(|pgno, at| drop(newest.insert(pgno, (false, at))), |_| Ok(()))?;
+            let frames = Frames { held, ..span.frames(file, &name) };
+            let walked = frames.walk(|pgno, at| _ = newest.insert(pgno, (false, at)), |_| Ok(()))?;
             reached = span.reached(walked.checksum, position.serial + 1);
             pages = Some(span.pages);
             page_size = Some(span.wal.page_size);
@@ -143,6 +225,11 @@ impl Capture {
             self.forget_saved(shared)?;
             return Ok(None);
         };
+        if let Some(applied) = self.applied.in_effect(committed, wal.as_ref())?
+            && !applied.settled
+        {
+            self.applied.write(&Applied { settled: true, ..applied }, committed, wal.as_ref())?;
+        }
 
         let first_filled = if how.txid == TxId(1) { 0 } else { how.former_pages.0 };
         let header = Header { node_id: how.nonce, ..Header::level_0(page_size, pages, how.txid, how.timestamp_ms) };
@@ -190,8 +277,9 @@ impl Capture {
     }
 
     /// After a crash: finds how far the WAL is captured, from the newest of what the state file, the frozen deltas and the
-    /// saved frames say, and puts it into the shared memory.
-    pub(crate) fn recover(&self, shared: &Shared) -> Result<Position> {
+    /// saved frames say, and puts it into the shared memory. `committed` is what the wal-index says, or the file, if nobody
+    /// has the database open: what was applied from the bucket counts as far as it is committed.
+    pub(crate) fn recover(&self, shared: &Shared, committed: Option<&Committed>) -> Result<Position> {
         let mut position = State::load(&self.layout.state())?.map(|state| state.position).unwrap_or_default();
         if let Some(newest) = self.outbox.list()?.last()
             && newest.position.serial >= position.serial
@@ -206,16 +294,71 @@ impl Capture {
             }
             _ => self.forget_saved(shared)?,
         }
-        position.closed |= self.saved.is_closed(&position);
+        if let Some(applied) = self.applied.in_effect(committed, self.wal_file()?.as_ref())? {
+            let at = &applied.position;
+            let same = (at.salts, at.frames) == (position.salts, position.frames);
+            if applied.is_beyond(&position)
+                || applied.settled && (at.serial > position.serial || same && at.serial == position.serial)
+            {
+                position = Position { closed: at.closed || same && position.closed, ..*at };
+            }
+        }
         shared.set_position(&position);
         Ok(position)
     }
 
-    /// Sets the position anew, with nothing saved: after the WAL was put away.
-    pub(crate) fn restart(&mut self, shared: &Shared, position: &Position) -> Result<()> {
-        self.forget_saved(shared)?;
+    /// The position, with what another process or an earlier one applied from the bucket and did not live to note here.
+    /// A position that a killed process left half-written is found again from the disk.
+    pub(crate) fn catch_up(&self, shared: &Shared, committed: Option<&Committed>) -> Result<Position> {
+        let mut position = match shared.position() {
+            Some(position) => position,
+            None => self.recover(shared, committed)?,
+        };
+        if let Some(applied) = self.applied(committed)? {
+            if applied.is_beyond(&position) {
+                position = applied.position;
+            }
+            if applied.txid() > shared.frozen() {
+                self.note_applied(shared, &position, &applied)?;
+            } else {
+                shared.set_position(&position);
+            }
+        }
+        Ok(position)
+    }
+
+    /// What was applied from the bucket, as far as it is in effect.
+    pub(crate) fn applied(&self, committed: Option<&Committed>) -> Result<Option<Applied>> {
+        self.applied.in_effect(committed, self.wal_file()?.as_ref())
+    }
+
+    /// Says, before they can be committed, which frames are about to come from the bucket.
+    pub(crate) fn announce(&self, applied: &Applied, committed: Option<&Committed>) -> Result<()> {
+        self.applied.write(applied, committed, self.wal_file()?.as_ref())
+    }
+
+    /// Notes that a delta was applied: in the state file, and then for the processes of this host.
+    pub(crate) fn note_applied(&self, shared: &Shared, position: &Position, applied: &Applied) -> Result<()> {
+        let path = self.layout.state();
+        let held = self.state_lock.lock_within(STATE_WAIT, "the state lock")?;
+        if let Some(mut state) = State::load(&path)?
+            && applied.note_in(&mut state)
+        {
+            state.save(&path)?;
+        }
         shared.set_position(position);
+        shared.set_frozen_pages(applied.position.pages);
+        shared.set_last_timestamp_ms(shared.last_timestamp_ms().max(applied.timestamp_ms));
+        shared.set_frozen(applied.txid());
+        shared.set_durable(applied.txid());
+        shared.set_durable_serial(applied.position.serial);
+        drop(held);
         Ok(())
+    }
+
+    /// Forgets what was applied: the WAL is gone and the state file says how far the cache goes.
+    pub(crate) fn forget_applied(&self) -> Result<()> {
+        self.applied.clear()
     }
 
     /// What is committed in a WAL that no process has open: its frames up to the last commit, as recovery will find them.
@@ -232,14 +375,6 @@ impl Capture {
             span.frames(&file, &self.name()).walk(|pgno, _| pages.push(pgno), |_| Ok(()))?;
         }
         Ok(pages)
-    }
-
-    /// The position; one that a killed process left half-written is found again from the disk.
-    fn position(&self, shared: &Shared) -> Result<Position> {
-        match shared.position() {
-            Some(position) => Ok(position),
-            None => self.recover(shared),
-        }
     }
 
     fn forget_saved(&self, shared: &Shared) -> Result<()> {
@@ -295,7 +430,7 @@ pub(crate) fn committed_in_file(layout: &Layout) -> Result<Option<Committed>> {
 
 /// Whether the WAL holds committed frames behind a position.
 fn is_ahead(position: &Position, committed: Option<&Committed>) -> bool {
-    committed.is_some_and(|c| c.frames > 0 && (c.salts != position.salts || c.frames != position.frames))
+    committed.is_some_and(|c| c.frames > 0 && (c.salts != position.salts || c.frames > position.frames))
 }
 
 /// The committed frames behind a position.
@@ -310,7 +445,7 @@ struct Span {
 impl Span {
     fn frames<'a>(&self, file: &'a File, name: &'a str) -> Frames<'a> {
         let offset = WalHeader::frame_offset(self.wal.page_size, self.first);
-        Frames { file, name, wal: self.wal, offset, count: self.count, seed: self.seed }
+        Frames { file, name, wal: self.wal, offset, count: self.count, seed: self.seed, held: None }
     }
 
     fn reached(&self, checksum: Checksum, serial: u64) -> Position {
@@ -329,13 +464,11 @@ impl Span {
 fn span(file: &File, position: &Position, committed: Option<&Committed>, name: &str) -> Result<Option<Span>> {
     let Some(committed) = committed.filter(|c| c.frames > 0) else { return Ok(None) };
     let same = committed.salts == position.salts;
-    if same && committed.frames == position.frames {
+    // A strict commit is captured before it is published, so the position may be ahead for a moment.
+    if same && committed.frames <= position.frames {
         return Ok(None);
     }
     let corrupt = |why: &str| Err(Error::new(ErrorKind::Corrupt, format!("{name}: {why}")));
-    if same && committed.frames < position.frames {
-        return corrupt("it holds fewer frames than were captured from it; frames were lost on this disk");
-    }
     if !same && position.frames > 0 && !position.closed {
         return corrupt("it was reset without this VFS: commits may be missing in the bucket");
     }
@@ -364,10 +497,4 @@ fn refusal(txid: TxId, error: EncodeError) -> Error {
         .and_then(|source| source.downcast_ref::<std::io::Error>())
         .is_some_and(|e| e.kind() == std::io::ErrorKind::StorageFull);
     Error::new(if full { ErrorKind::Full } else { ErrorKind::Local }, message)
-}
-
-/// The page size that a WAL file on disk has; `None` if there is no whole header.
-pub(crate) fn page_size_in_file(path: &std::path::Path) -> Option<PageSize> {
-    let file = File::open(path).ok()?;
-    wal_header(&file, "").ok().flatten().map(|header| header.page_size)
 }

@@ -17,15 +17,6 @@
 //! Crash: a record counts only when all of its frames continue the checksum, so a half-written last one is
 //! dropped; its frames are still in the WAL, because the reset that asked for it was not allowed yet. Records whose
 //! serial a frozen delta contains are skipped. The file is emptied once everything in it is frozen.
-//!
-//! `outbox/closed` names the last generation of the WAL that was closed with nothing left to save: without it, a WAL that
-//! was reset just before a crash could not be told from one that somebody else reset.
-//!
-//! | offset | field |
-//! |---|---|
-//! | 0 | the WAL's salts (8 bytes) |
-//! | 8 | number of frames, running checksum of the last one (3 x u32, little-endian) |
-//! | 20 | CRC-32C of the 20 bytes before (u32) |
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -39,12 +30,10 @@ use crate::page::{PageCount, PageSize};
 
 const MAGIC: &[u8; 8] = b"GCSSAVED";
 const RECORD_HEADER: usize = 64;
-const CLOSED: usize = 24;
 
 /// The file of saved frames.
 pub(crate) struct Saved {
     file: File,
-    closed: File,
     path: PathBuf,
     name: String,
 }
@@ -86,12 +75,15 @@ impl Record {
 impl Saved {
     /// Opens the file in the outbox directory, making it if it is not there.
     pub(crate) fn open(outbox: &Path) -> Result<Saved> {
-        let open = |path: &Path| {
-            let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
-            file.map_err(|e| Error::local(format_args!("opening {}", path.display()), &e))
-        };
         let path = outbox.join("saved");
-        Ok(Saved { file: open(&path)?, closed: open(&outbox.join("closed"))?, name: path.display().to_string(), path })
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(|e| Error::local(format_args!("opening {}", path.display()), &e))?;
+        Ok(Saved { file, name: path.display().to_string(), path })
     }
 
     /// Copies frames of a WAL behind the `end` bytes that count so far, and makes them survive a power loss.
@@ -128,21 +120,6 @@ impl Saved {
         Ok((at, walked.checksum))
     }
 
-    /// Notes, so that it survives a power loss, that the WAL's generation ends at this position, all of which is captured.
-    pub(crate) fn close_generation(&self, position: &Position) -> Result<()> {
-        let write = || {
-            self.closed.write_all_at(&closing(position), 0)?;
-            self.closed.sync_data()
-        };
-        write().map_err(|e| Error::local(format_args!("noting beside {} that the WAL is captured", self.name), &e))
-    }
-
-    /// Whether the WAL's generation was noted to end at this position.
-    pub(crate) fn is_closed(&self, position: &Position) -> bool {
-        let mut noted = [0; CLOSED];
-        self.closed.read_exact_at(&mut noted, 0).is_ok() && noted == closing(position)
-    }
-
     /// Forgets everything, once it is frozen.
     pub(crate) fn clear(&self) -> Result<()> {
         self.file.set_len(0).map_err(|e| Error::local(format_args!("emptying {}", self.name), &e))
@@ -176,6 +153,7 @@ impl Saved {
             offset: record.offset,
             count: record.count,
             seed: record.seed,
+            held: None,
         }
     }
 
@@ -204,17 +182,6 @@ impl Saved {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
-}
-
-fn closing(position: &Position) -> [u8; CLOSED] {
-    let mut out = [0; CLOSED];
-    out[..8].copy_from_slice(&position.salts);
-    for (at, number) in [(8, position.frames), (12, position.cksum[0]), (16, position.cksum[1])] {
-        out[at..at + 4].copy_from_slice(&number.to_le_bytes());
-    }
-    let crc = crc32c::crc32c(&out[..20]);
-    out[20..].copy_from_slice(&crc.to_le_bytes());
-    out
 }
 
 fn encode(record: &Record) -> [u8; RECORD_HEADER] {

@@ -7,10 +7,13 @@
 mod adopt;
 mod exclusive;
 pub(crate) mod forked;
+mod hot;
 mod open;
 mod status;
+mod strict;
 mod waiting;
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,27 +23,30 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use self::exclusive::ExclusiveWal;
+use crate::apply::index::IndexWriter;
+use crate::apply::{Applier, Outcome};
 use crate::cache::file::CacheFile;
+use crate::cache::pending::PendingDeltas;
 use crate::capture::index::{self, Committed};
 use crate::capture::{self, Capture};
 use crate::config::{Config, Durability};
+use crate::delta::Decoder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::Layout;
 use crate::local::locks::{self, HostMutex, LockByte, Mode};
 use crate::local::shared::{BootTime, Shared};
 use crate::log;
 use crate::outbox::Outbox;
-use crate::page::PageSize;
+use crate::page::{PageSize, TxId};
 use crate::per_process;
+use crate::protocol::ObjectId;
 use crate::replica::names::Replica;
 use crate::upload::pump::{self, Turn};
 
 /// How long a reset of the WAL waits for the capture lock before it is put off.
 const RESET_WAIT: Duration = Duration::from_millis(100);
 /// How long everything else waits for the capture lock.
-const CAPTURE_WAIT: Duration = Duration::from_secs(30);
-/// How long a close, a COMMIT that waits, and `gcs_flush` wait for the bucket.
-pub(crate) const DURABLE_WAIT: Duration = Duration::from_secs(30);
+pub(crate) const CAPTURE_WAIT: Duration = Duration::from_secs(30);
 /// How long a close tries to give the lease back, before it is left to expire.
 const LEAVE_WAIT: Duration = Duration::from_secs(5);
 /// How long the first commit after a quiet time waits for others to share its upload.
@@ -58,6 +64,10 @@ pub(crate) trait WalIndex: Send + Sync {
 
     /// Lets go of the WRITE lock that [`WalIndex::lock_write`] took.
     fn unlock_write(&self);
+
+    /// Takes the WAL's WRITE lock to write the wal-index; `None` if somebody else has it, or while there is none to be
+    /// had. Nothing else is to be had through this handle until the result is dropped.
+    fn writer(&self) -> Result<Option<Box<dyn IndexWriter + '_>>>;
 }
 
 /// The WAL's WRITE lock, held by our own handle.
@@ -87,8 +97,6 @@ pub(crate) struct OpenRequest {
     pub(crate) parameters: Vec<(String, String)>,
     /// SQLITE_OPEN_CREATE was given.
     pub(crate) create: bool,
-    /// SQLITE_OPEN_READONLY was given.
-    pub(crate) read_only: bool,
 }
 
 /// One database of this process, shared by its connections.
@@ -109,14 +117,21 @@ pub(crate) struct Database {
     nonce: u64,
     /// Which process made it, counted in forks.
     generation: u32,
+    /// Deltas that are in the bucket and not in the page map yet, and the epochs of checkpoints that wait for them.
+    pub(crate) pending: PendingDeltas,
+    pub(crate) epochs: Mutex<VecDeque<(u64, TxId)>>,
     /// Held for the whole life: shared with the other processes that have the database open.
     members: std::fs::File,
     index: Mutex<Option<Arc<dyn WalIndex>>>,
     exclusive: Mutex<ExclusiveWal>,
     opened: open::Cost,
     pub(crate) last_error: Mutex<Option<String>>,
+    /// A commit whose last header is not in the WAL yet.
+    held: Mutex<Option<strict::HeldCommit>>,
     /// Who held the lease when it was last refused.
     pub(crate) holder: Mutex<Option<String>>,
+    /// When and why the lease could last not be asked for.
+    pub(crate) unreachable: Mutex<Option<(Instant, Error)>>,
     /// Where commits that lost the log were put.
     pub(crate) conflict: Mutex<Option<PathBuf>>,
     /// Why this process's connections get no further; holds until the database is opened anew.
@@ -143,6 +158,8 @@ impl Database {
         // The cell is new, so this is the one time that it is set.
         let _ = database.me.set(Arc::downgrade(&database));
         forked::EVER_OPENED.store(true, Ordering::Relaxed);
+        let me = Arc::downgrade(&database);
+        database.cache.on_moved(move |why| me.upgrade().map_or(Ok(()), |database| database.plan_anew(why)));
         waiting::remember(&database);
         // What an earlier process left is sent without waiting for a commit.
         database.call_uploader(Instant::now());
@@ -197,6 +214,7 @@ impl Database {
     /// Before a writer takes the WAL's WRITE lock (READ lock held, no other). Refuses with Busy or Fenced.
     pub(crate) fn before_write_lock(&self) -> Result<()> {
         self.check_process()?;
+        self.wait_to_begin()?;
         self.ensure_right()?;
         self.shared.note_lease_used(BootTime::now());
         *self.exclusive.lock() = ExclusiveWal::default();
@@ -220,8 +238,9 @@ impl Database {
 
     /// Before a write into the WAL file. A header (offset 0) ends the generation that the file holds; a frame header is
     /// remembered for connections that have no shared wal-index. `exclusive`: this connection makes no xShmLock calls.
-    pub(crate) fn before_wal_write(&self, offset: u64, bytes: &[u8], exclusive: bool) -> Result<()> {
+    fn before_wal_write(&self, offset: u64, bytes: &[u8], exclusive: bool) -> Result<()> {
         self.check_process()?;
+        self.wait_to_write(bytes.len() as u64)?;
         if exclusive {
             self.ensure_right()?;
         } else if exclusive::commit_in(offset, bytes, self.page_size).is_some() && !self.has_right() {
@@ -263,11 +282,18 @@ impl Database {
                 self.call_uploader(Instant::now() + self.until_due(now).max(GATHER));
                 Ok(())
             }
-            Durability::Commit | Durability::Strict => self.wait_until_durable(DURABLE_WAIT).inspect_err(|e| {
+            // The bucket had it before SQLite published it.
+            Durability::Strict => Ok(()),
+            Durability::Commit => self.wait_until_durable(self.commit_timeout()).inspect_err(|e| {
                 self.note_error(e);
                 self.poison(e);
             }),
         }
+    }
+
+    /// Whether COMMIT_PHASETWO may wait for the bucket.
+    pub(crate) fn waits_in_phase_two(&self) -> bool {
+        *self.durability.read() == Durability::Commit
     }
 
     /// Before xLock(EXCLUSIVE) goes to the base VFS: captures what is committed. The shim lets go of its own handle after this.
@@ -291,8 +317,15 @@ impl Database {
         if self.is_inherited() {
             return;
         }
-        match self.flush(DURABLE_WAIT) {
-            Err(e) => self.report_unsent(&e),
+        waiting::forget(self);
+        match self.flush(self.commit_timeout()) {
+            Err(e) => {
+                // What only the WAL holds so far is counted, and kept, with the rest.
+                if let Err(e) = self.save_captured(RESET_WAIT) {
+                    self.note_error(&e);
+                }
+                self.report_unsent(&e);
+            }
             Ok(_) => {
                 if let Err(e) = self.leave() {
                     self.note_error(&e);
@@ -304,10 +337,29 @@ impl Database {
         }
     }
 
+    /// Our own handle's view of the wal-index.
+    pub(crate) fn wal_index(&self) -> Option<Arc<dyn WalIndex>> {
+        self.index.lock().clone()
+    }
+
     /// Keeps the writers of all processes out while the result lives; `None` if one is writing, or where that cannot be known.
     pub(crate) fn keep_writers_out(&self) -> Option<WritersOut> {
         let index = self.index.lock().clone()?;
         index.lock_write().then(|| WritersOut(index))
+    }
+
+    /// Takes one delta of another writer's into this database, for its readers to see; `id` is that of the newest
+    /// object in it. Not to be called from a callback of SQLite's that holds WRITE or READ1 to READ4 exclusively.
+    pub(crate) fn apply<R: std::io::Read>(&self, delta: Decoder<R>, id: ObjectId) -> Result<Outcome> {
+        let Some(index) = self.index.lock().clone() else { return Ok(Outcome::Busy) };
+        let applier = Applier {
+            index: &*index,
+            layout: &self.layout,
+            capture: &self.capture,
+            shared: &self.shared,
+            page_size: self.page_size,
+        };
+        applier.apply(delta, id)
     }
 
     /// What is committed in the WAL now, as the wal-index or, without one, the exclusive connection or the file says.
@@ -365,6 +417,16 @@ impl Database {
         self.config.flush_interval.saturating_sub(now.since(self.shared.last_put()))
     }
 
+    /// How long a close, a COMMIT that waits, and `gcs_flush` wait for the bucket.
+    pub(crate) fn commit_timeout(&self) -> Duration {
+        self.config.commit_timeout
+    }
+
+    /// How long a writer waits for the lease to be taken, before it is told to try again.
+    pub(crate) fn request_timeout(&self) -> Duration {
+        self.config.request_timeout
+    }
+
     /// The outbox.
     pub(crate) fn outbox(&self) -> &Outbox {
         &self.outbox
@@ -378,13 +440,17 @@ impl Database {
     /// Everything is in the bucket: if no other process of the host has the database open, gives the lease back and says on
     /// disk that the cache is whole.
     fn leave(&self) -> Result<()> {
-        let _lease = self.lease_lane.lock_within(DURABLE_WAIT, "the lease lock")?;
-        let _upload = self.uploader.lock_within(DURABLE_WAIT, "the upload lock")?;
+        let _lease = self.lease_lane.lock_within(LEAVE_WAIT, "the lease lock")?;
+        let _upload = self.uploader.lock_within(LEAVE_WAIT, "the upload lock")?;
         if !locks::set(&self.members, LockByte::Members, Mode::Exclusive)? {
             return Ok(());
         }
         if self.shared.right() != BootTime::default() {
-            self.release(Instant::now() + LEAVE_WAIT)?;
+            self.release(Instant::now() + LEAVE_WAIT.min(self.commit_timeout()))?;
+        }
+        if let Err(e) = self.write_hot_index() {
+            // The next cold open takes longer; nothing else hangs on it.
+            log::info!("{}: no hot index was written: {e}", self.replica.place());
         }
         self.cache.sync()?;
         self.change_state(|state| state.clean = true)
@@ -394,7 +460,7 @@ impl Database {
         self.me.get().and_then(std::sync::Weak::upgrade).map(|me| me as Arc<dyn Turn>)
     }
 
-    fn call_uploader(&self, due: Instant) {
+    pub(crate) fn call_uploader(&self, due: Instant) {
         if let Some(turn) = self.as_turn()
             && let Err(e) = pump::call(&turn, due)
         {

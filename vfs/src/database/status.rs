@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{DURABLE_WAIT, Database};
+use super::Database;
 use crate::config::Durability;
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::shared::BootTime;
@@ -23,7 +23,7 @@ impl Database {
         let refuse = |message: String| Err(Error::new(ErrorKind::Configuration, message));
         Some(match (name.as_str(), argument) {
             ("gcs_status", None) => Ok(self.status()),
-            ("gcs_flush", None) => self.flush(DURABLE_WAIT).map(|txid| txid.to_string()),
+            ("gcs_flush", None) => self.flush(self.commit_timeout()).map(|txid| txid.to_string()),
             ("gcs_durability", None) => Ok(self.durability.read().word().to_owned()),
             ("gcs_durability", Some(value)) => match Durability::parse(value) {
                 Some(durability) => {
@@ -41,9 +41,14 @@ impl Database {
 
     /// One JSON object; every key is always there.
     pub(crate) fn status(&self) -> String {
-        let outbox = self.outbox().list().unwrap_or_default();
+        let mut outbox = self.outbox().list().unwrap_or_default();
+        // A delta that the bucket has is removed a moment later.
+        outbox.retain(|envelope| envelope.id.txid > self.shared.durable());
         let outbox_bytes: u64 = outbox.iter().map(|envelope| envelope.id.size).sum();
-        let behind = crate::capture::Capture::is_behind(&self.shared, self.committed().as_ref());
+        let committed = self.committed();
+        // Before a checkpoint the file is smaller than the database that the WAL makes of it.
+        let pages = committed.filter(|c| c.frames > 0).map_or(self.cache.total(), |c| c.pages);
+        let behind = crate::capture::Capture::is_behind(&self.shared, committed.as_ref());
         let committed = if behind { self.shared.frozen().next() } else { self.shared.frozen() };
         let durable = self.shared.durable();
         let waiting = self.shared.waiting_since();
@@ -68,14 +73,32 @@ impl Database {
             "lag_ms": lag_ms,
             "outbox_deltas": outbox.len(),
             "outbox_bytes": outbox_bytes + self.shared.saved_bytes(),
+            "cache_size": self.cache.bounds().map_or(0, |(limit, _)| limit),
+            "local_bytes": self.cache.bounds().map_or(0, |(_, used)| used),
             "page_size": self.page_size.bytes(),
             "pages_present": self.cache.present(),
-            "pages_total": self.cache.total().0,
+            "pages_total": pages.0,
+            "cache_bytes": self.local_bytes(),
             "requests": { "get": gets, "put": puts, "list": lists, "delete": deletes },
             "bytes": { "in": bytes_in, "out": bytes_out },
+            "cost": { "class_a": puts + lists, "class_b": gets, "usd": usd(puts + lists, gets) },
             "open": { "cold": self.opened.cold, "ms": self.opened.ms, "requests": self.opened.requests },
             "last_error": *self.last_error.lock(),
         })
         .to_string()
     }
+
+    /// Bytes that the database takes on the local disk: cache file without its holes, WAL, outbox.
+    fn local_bytes(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt as _;
+        let blocks = |path: &std::path::Path| std::fs::metadata(path).map_or(0, |meta| meta.blocks() * 512);
+        let outbox = std::fs::read_dir(self.layout.outbox()).into_iter().flatten().flatten();
+        let outbox: u64 = outbox.map(|entry| blocks(&entry.path())).sum();
+        blocks(self.layout.main()) + blocks(&self.layout.wal()) + outbox
+    }
+}
+
+/// What these requests cost at list prices: $0.005 per 1,000 of class A, $0.0004 per 1,000 of class B.
+fn usd(class_a: u64, class_b: u64) -> f64 {
+    (class_a as f64 * 0.005 + class_b as f64 * 0.0004) / 1000.0
 }

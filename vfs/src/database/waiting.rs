@@ -24,6 +24,11 @@ pub(super) fn remember(database: &Arc<Database>) {
     open.push(Arc::downgrade(database));
 }
 
+/// Forgets a database that is closed; the uploader may still hold it for a while.
+pub(super) fn forget(database: &Database) {
+    OPEN.here().lock().retain(|other| !std::ptr::eq(other.as_ptr(), database));
+}
+
 /// The databases that are open now.
 pub(super) fn all_open() -> Vec<Arc<Database>> {
     OPEN.here().lock().iter().filter_map(Weak::upgrade).collect()
@@ -67,7 +72,7 @@ impl Database {
         capture.serial_of(&self.shared, self.committed().as_ref())
     }
 
-    fn not_durable(&self, limit: Duration) -> Error {
+    pub(super) fn not_durable(&self, limit: Duration) -> Error {
         let why = self.last_error.lock().clone().unwrap_or_else(|| "the upload is still under way".to_owned());
         let ms = limit.as_millis();
         Error::new(
@@ -78,12 +83,13 @@ impl Database {
 
     /// Says at a close how much the bucket does not have, and where it is.
     pub(super) fn report_unsent(&self, error: &Error) {
+        let durable = self.shared.durable();
         let kept = self.outbox().list().unwrap_or_default();
-        let bytes: u64 = kept.iter().map(|envelope| envelope.id.size).sum();
+        let deltas: u64 = kept.iter().filter(|kept| kept.id.txid > durable).map(|kept| kept.id.size).sum();
+        let bytes = deltas + self.shared.saved_bytes();
         log::error!(
-            "{}: closed with {} deltas ({bytes} bytes) not uploaded; they are kept in {} and sent at the next open: {error}",
+            "{}: closed with {bytes} bytes of commits not uploaded; they are kept in {} and sent at the next open: {error}",
             self.layout.main().display(),
-            kept.len(),
             self.layout.outbox().display(),
         );
     }

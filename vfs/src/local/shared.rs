@@ -12,6 +12,7 @@
 //! | 96 | right to append ends at this boot-time clock, ns; 0 = none | state lock; read by anybody |
 //! | 144 | serial of the capture that the newest durable delta reaches | state lock; read by anybody |
 //! | 160, 168 | boot-time clock when a writer last began, and when the lease was last looked at, ns | anybody |
+//! | 176 | 1 while a strict commit may be in the bucket and is not in the WAL | the WAL's WRITE lock |
 //! | 152 | boot-time clock until which the lease is taken for somebody else's without asking, ns | anybody |
 //! | 104 | boot-time clock of the last commit seen, ns | anybody |
 //! | 136 | timestamp of the newest frozen delta, Unix ms | capture lock |
@@ -70,6 +71,7 @@ enum Word {
     HeldElsewhere = 19,
     LeaseUsed = 20,
     LastLook = 21,
+    StrictUnsettled = 22,
 }
 
 impl Shared {
@@ -246,6 +248,17 @@ impl Shared {
     /// Notes that the log belongs to somebody else; holds until every process has closed the database.
     pub(crate) fn set_fenced(&self) {
         self.set(Word::Fenced, 1);
+    }
+
+    /// Whether a strict commit may be in the bucket and is not in the WAL. Whoever finds it so with the WRITE lock in hand
+    /// has a database that lacks that commit.
+    pub(crate) fn strict_unsettled(&self) -> bool {
+        self.get(Word::StrictUnsettled) != 0
+    }
+
+    /// Sets the same, under the WAL's WRITE lock.
+    pub(crate) fn set_strict_unsettled(&self, unsettled: bool) {
+        self.set(Word::StrictUnsettled, unsettled.into());
     }
 
     /// When the right to append ends; zero if there is none.

@@ -37,6 +37,9 @@ pub(crate) struct State {
     pub(crate) durable_generation: Option<u64>,
     /// How far the WAL is contained in the deltas up to the durable one.
     pub(crate) position: Position,
+    /// The cache lacks a commit that was frozen, and has to be built anew.
+    #[serde(default)]
+    pub(crate) behind: bool,
     /// The last process closed in good order: the cache file is whole, also after a reboot.
     pub(crate) clean: bool,
 }

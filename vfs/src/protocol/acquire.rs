@@ -258,13 +258,13 @@ impl Acquire {
         let sealed = state.hold.as_ref().is_some_and(|hold| hold.lease.sealed);
         match chain.head() {
             Some(head) if sealed => self.head_is(state, now, random, head),
-            _ if !has_right(state, now) => Step::Done(Acquired::Lapsed),
+            _ if !state.has_right(now) => Step::Done(Acquired::Lapsed),
             _ => self.ask(Phase::MakingSeal, Request::MakeSeal(chain.head_txid().next())),
         }
     }
 
     fn send_seal(&mut self, state: &State, now: BootTime, seal: ObjectId) -> Step<Acquired> {
-        if !has_right(state, now) {
+        if !state.has_right(now) {
             return Step::Done(Acquired::Lapsed);
         }
         self.ask(Phase::Sealing(seal), Request::PutSeal(seal))
@@ -302,14 +302,10 @@ impl Acquire {
     fn finish(&mut self, state: &State, now: BootTime) -> Step<Acquired> {
         let head = state.hold.as_ref().and_then(|hold| hold.head);
         Step::Done(match head {
-            Some(_) if !has_right(state, now) => Acquired::Lapsed,
+            Some(_) if !state.has_right(now) => Acquired::Lapsed,
             Some(head) if state.durable != Some(head) => Acquired::Behind(head),
             Some(_) => Acquired::Ready,
             None => Acquired::Lapsed,
         })
     }
-}
-
-fn has_right(state: &State, now: BootTime) -> bool {
-    state.hold.as_ref().is_some_and(|hold| now < hold.right_until)
 }

@@ -23,14 +23,23 @@ pub fn may_compact(chain: &Chain, durable: ObjectId, max: TxId) -> bool {
 /// A retention rule may keep more of them. An order within the batch is not needed: whatever is left after a crash is covered
 /// by an object that stays.
 pub fn deletable(listing: &[Listed], now: BucketTime, grace_ms: u64) -> Vec<&Listed> {
+    deletable_for(listing, now, grace_ms).into_iter().map(|(listed, _)| listed).collect()
+}
+
+/// The same objects, each with the smallest object that it may go for.
+pub fn deletable_for(listing: &[Listed], now: BucketTime, grace_ms: u64) -> Vec<(&Listed, &Listed)> {
     let newest_delta = listing.iter().filter(|listed| listed.level == 0).map(|listed| listed.max).max();
-    let old_enough = |cover: &Listed| u64::try_from(now.0 - cover.created.0).is_ok_and(|age| age >= grace_ms);
+    let old_enough =
+        |cover: &Listed| u64::try_from(now.0.saturating_sub(cover.created.0)).is_ok_and(|age| age >= grace_ms);
     let covers: Vec<&Listed> =
         listing.iter().filter(|listed| (listed.level > 0 || listed.min < listed.max) && old_enough(listed)).collect();
     listing
         .iter()
-        .filter(|listed| !listed.is_seal() && !(listed.level == 0 && Some(listed.max) == newest_delta))
-        .filter(|listed| covers.iter().any(|cover| is_covered(listed, cover)))
+        .filter(|listed| !(listed.is_seal() || listed.level == 0 && Some(listed.max) == newest_delta))
+        .filter_map(|listed| {
+            let cover = covers.iter().filter(|cover| is_covered(listed, cover)).min_by_key(|cover| cover.size)?;
+            Some((listed, *cover))
+        })
         .collect()
 }
 

@@ -40,12 +40,30 @@
 //! ```
 //! - `now` is read after the answer came and before the step; `random` is fresh in every turn.
 //! - A request without a usable answer (timeout, reset, 408, 429, 5xx) is answered with [`Answer::Unknown`]; the
-//!   operation then asks again. The driver waits between attempts, and may **drop an operation at any point**: the
-//!   state alone carries all that matters, and a new operation of the same kind takes up from it.
+//!   operation then asks again. The driver waits (backoff) *before* it hands this answer in, so that the right is looked at
+//!   after the wait. It may **drop an operation at any point**: the state alone carries all that matters, and a new
+//!   operation of the same kind takes up from it.
 //! - [`State`] is shared by the processes of a host. One *lease operation* (acquire, renew, look, release) runs at a time
 //!   and one *log operation* (append, settle) runs at a time. A renewal and an append may be under way together: each
 //!   looks at the state afresh in every turn. Acquire and release need both lanes to themselves.
 //! - Before acquire and settle, what is committed in the WAL is captured into the outbox.
+//!
+//! # What the driver does when
+//! | what | then |
+//! |---|---|
+//! | a write begins, and [`State::may_commit`] says NoLease | [`Acquire`] (after [`Settle`], if the outbox is not empty) |
+//! | ... says Lapsed | [`Renew`]: resumes, or says Lost |
+//! | ... says Behind | fast-forward to exactly [`Hold::head`], then [`State::caught_up`] |
+//! | the outbox is not empty and may_commit is Ok | [`Append`], again and again |
+//! | an append ends with Lapsed | [`Renew`], then [`Append`] |
+//! | Fenced, or a renewal or look ends with Lost, or an open finds an outbox | [`Settle`] before anything else |
+//! | a verdict (of settle, or in [`Acquired::Refused`]) is Conflict or Unclear | outbox and WAL into the conflict folder, then [`State::set_aside`], the cache anew, [`State::caught_up`] |
+//! | [`State::renewal_due`] with the outbox, the WAL or a write transaction open | [`Renew`] |
+//! | writing, once a second | [`Look`]; when [`State::should_hand_over`]: no new commits, drain, [`Release`] |
+//! | idle for about 2 s, or closing | [`Release`] |
+//! | commits of an outbox entry are acknowledged as durable | when a step took the entry from [`State::outbox`] and the state is saved (not in the turn that answers [`Request::Refreeze`]) |
+//!
+//! `simulation/host.rs` is such a driver in small.
 //!
 //! # What holds after a crash at each step
 //! | crash | on the disk | what the next open does |
@@ -69,6 +87,11 @@ pub mod renew;
 pub mod restart;
 pub mod state;
 pub mod swap;
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
 
 pub use acquire::{Acquire, Acquired};
 pub use append::{Append, Appended};

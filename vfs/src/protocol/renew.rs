@@ -34,8 +34,8 @@ impl Operation for Renew {
         }
         match Swap::advance(state, answer) {
             Progress::Ask(request) => Step::Ask(request),
-            Progress::Won if state.hold.is_some() && !state.renewal_due(now) => Step::Done(Renewed::Held),
-            // An old swap was settled, or the answer took too long, or a contender added its want.
+            Progress::Won if state.has_right(now) => Step::Done(Renewed::Held),
+            // The answer took too long, or an older swap was settled, or a contender added its want.
             Progress::Won | Progress::Lost(_) => again(state, now, random),
         }
     }

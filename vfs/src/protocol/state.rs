@@ -118,7 +118,7 @@ impl State {
         Ok(())
     }
 
-    /// The TXID of the next delta that is frozen.
+    /// The TXID of the next delta that is frozen. (Never 1: that is the seal of an empty log.)
     pub fn next_txid(&self) -> TxId {
         self.outbox.last().or(self.durable.as_ref()).map_or(TxId::NONE, |id| id.txid).next()
     }
@@ -175,6 +175,11 @@ impl State {
     /// Whether a contender waits and this host has had its turn of at least `turn_ms`.
     pub fn should_hand_over(&self, now: BootTime, turn_ms: u64) -> bool {
         self.hold.as_ref().is_some_and(|hold| hold.lease.want.is_some() && now.since(hold.turn_began) >= turn_ms)
+    }
+
+    /// Whether the lease is this host's and its time is not over; sealed or not.
+    pub(super) fn has_right(&self, now: BootTime) -> bool {
+        self.hold.as_ref().is_some_and(|hold| now < hold.right_until)
     }
 
     /// This host as a contender.

@@ -78,17 +78,55 @@ impl PageSource {
         self.limit
     }
 
-    /// Gets the pages of a run, in its order. The first one is the one that is needed: an error of its bytes is
-    /// an error; a neighbour that is damaged is left out, with all that are behind it, and is reported when it is read itself.
+    /// Gets the pages of a run and waits for them. Of the outcome see [`PageSource::unpack`].
     pub(crate) fn pages(&self, run: &Run, page_size: PageSize) -> Result<Vec<(Pgno, Vec<u8>)>, ReadError> {
-        let (Some(object), Some(first), Some(last)) = (&run.object, run.pages.first(), run.pages.last()) else {
+        let (source, wanted) = (self.clone(), run.clone());
+        let what = || match &run.object {
+            Some(object) => {
+                let Range { start, end } = span(run, object);
+                format!("reading bytes {start}..{end} of {} in {}", object.name, self.replica.place())
+            }
+            None => "a page of zeros".to_owned(),
+        };
+        let bytes = match self.local_bytes(run) {
+            Some(bytes) => bytes?,
+            None => crate::runtime::wait(&what(), self.limit, async move { source.bytes(&wanted).await })
+                .map_err(ReadError::Other)??,
+        };
+        self.unpack(run, &bytes, page_size)
+    }
+
+    /// The bytes of a run where its object is on the local disk, or where no object has it.
+    pub(crate) fn local_bytes(&self, run: &Run) -> Option<Result<Bytes, ReadError>> {
+        let Some(object) = &run.object else { return Some(Ok(Bytes::new())) };
+        let local = self.local.open(&object.name)?;
+        Some(read_local(&*local, &object.name, span(run, object)).map_err(ReadError::Other))
+    }
+
+    /// The bytes of a run, from the bucket.
+    pub(crate) async fn bytes(&self, run: &Run) -> Result<Bytes, ReadError> {
+        let Some(object) = &run.object else { return Ok(Bytes::new()) };
+        let name = object.name;
+        let Some(generation) = object.generation else {
+            let why = format!("{name}: not uploaded yet as far as is known, and not in the outbox");
+            return Err(ReadError::Stale(Error::new(ErrorKind::Corrupt, why)));
+        };
+        Ok(self.replica.read(&name, generation, Some(span(run, object))).await?.bytes)
+    }
+
+    /// Unpacks the pages of a run from its bytes, in its order. The first one is the one that is needed: an error of its bytes is
+    /// an error; another one that is damaged is left out, with all that are behind it, and is reported when it is read itself.
+    pub(crate) fn unpack(
+        &self,
+        run: &Run,
+        bytes: &[u8],
+        page_size: PageSize,
+    ) -> Result<Vec<(Pgno, Vec<u8>)>, ReadError> {
+        let (Some(object), Some(first)) = (&run.object, run.pages.first()) else {
             let zeros = |&(pgno, _): &(Pgno, Location)| (pgno, vec![0; page_size.bytes() as usize]);
             return Ok(run.pages.iter().map(zeros).collect());
         };
-        let start = first.1.offset;
-        // The last length is rounded up: beyond the object's end there is nothing to ask for.
-        let end = (last.1.offset + u64::from(last.1.len)).min(object.size);
-        let bytes = self.bytes(object, start..end)?;
+        let (start, end) = (first.1.offset, span(run, object).end);
         let mut pages = Vec::with_capacity(run.pages.len());
         for (at, &(pgno, place)) in run.pages.iter().enumerate() {
             let until = run.pages.get(at + 1).map_or(end, |next| next.1.offset);
@@ -105,21 +143,13 @@ impl PageSource {
         }
         Ok(pages)
     }
+}
 
-    fn bytes(&self, object: &ObjectRef, range: Range<u64>) -> Result<Bytes, ReadError> {
-        let name = object.name;
-        if let Some(local) = self.local.open(&name) {
-            return read_local(&*local, &name, range).map_err(ReadError::Other);
-        }
-        let Some(generation) = object.generation else {
-            let why = format!("{name}: not uploaded yet as far as is known, and not in the outbox");
-            return Err(ReadError::Stale(Error::new(ErrorKind::Corrupt, why)));
-        };
-        let replica = self.replica.clone();
-        let what = format!("reading bytes {}..{} of {name} in {}", range.start, range.end, replica.place());
-        let work = async move { replica.read(&name, generation, Some(range)).await };
-        Ok(crate::runtime::wait(&what, self.limit, work).map_err(ReadError::Other)??.bytes)
-    }
+/// The bytes of its object that a run needs. The last length is rounded up: beyond the object's end there is nothing to ask for.
+fn span(run: &Run, object: &ObjectRef) -> Range<u64> {
+    let start = run.pages.first().map_or(0, |first| first.1.offset);
+    let end = run.pages.last().map_or(0, |last| last.1.offset + u64::from(last.1.len));
+    start..end.min(object.size)
 }
 
 fn read_local(local: &dyn ReadAt, name: &ObjectName, range: Range<u64>) -> Result<Bytes> {

@@ -64,13 +64,6 @@ pub struct Location {
     pub len: u32,
 }
 
-impl Location {
-    /// Whether `next` is the location of the frame right behind this one.
-    pub(crate) fn is_followed_by(&self, next: &Location) -> bool {
-        self.object == next.object && self.offset < next.offset && next.offset <= self.offset + u64::from(self.len)
-    }
-}
-
 /// The map and its object table.
 #[derive(Debug)]
 pub struct PageMap {
@@ -238,6 +231,11 @@ impl PageMap {
         self.truncate(commit);
         self.words.header(TXID).store(last.name.max.0, Ordering::Release);
         Ok(())
+    }
+
+    /// Notes that nothing after [`PageMap::txid`] and up to here changed a page: empty deltas.
+    pub fn reached(&self, txid: TxId) {
+        self.words.header(TXID).fetch_max(txid.0, Ordering::AcqRel);
     }
 
     /// Drops the pages beyond `pages`.

@@ -1,8 +1,8 @@
-//! Which neighbours come along when a page has to be fetched.
+//! Which pages come in one request.
 //!
-//! The policy here is a fixed one: the pages behind the missing one, as long as they are missing too, their frames
-//! lie back to back in one object, and the run stays within a number of pages and of bytes. The type is the place for a
-//! policy that watches the access pattern; everything else only sees the [`Run`].
+//! A [`Run`] is a request: pages of one object in ascending order whose frames lie back to back, or with so small gaps between
+//! them that skipping them would cost more than carrying them along. How far ahead of a reader pages are wanted at all
+//! is decided elsewhere ([`crate::cache`]).
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::page::Pgno;
@@ -12,16 +12,16 @@ use crate::replica::page_map::{Location, PageMap};
 /// How far a run may reach.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadAhead {
-    /// At most this many pages, 1 or more.
-    pub pages: usize,
-    /// At most this many bytes of the object; the missing page itself comes whatever it takes.
+    /// At most this many bytes of the object; the first page itself comes whatever it takes.
     pub bytes: u64,
+    /// Two frames of a run lie at most this many bytes apart.
+    pub gap: u64,
 }
 
 impl Default for ReadAhead {
-    /// 16 pages, 64 KiB.
+    /// 128 KiB, with gaps of 8 KiB: several requests at a time fill a fast line, and none of them takes long on a slow one.
     fn default() -> ReadAhead {
-        ReadAhead { pages: 16, bytes: 64 * 1024 }
+        ReadAhead { bytes: 128 * 1024, gap: 8 * 1024 }
     }
 }
 
@@ -30,45 +30,53 @@ impl Default for ReadAhead {
 pub struct Run {
     /// The object that has them; `None` for a page of zeros, which no object has.
     pub object: Option<ObjectRef>,
-    /// The missing page and its neighbours in ascending order, with their places. Never empty. A page of zeros has an
-    /// empty place and is alone.
+    /// The pages in ascending order, with their places. Never empty. A page of zeros has an empty place and is alone.
     pub pages: Vec<(Pgno, Location)>,
 }
 
 impl ReadAhead {
-    /// Plans the run of a missing page. `wanted` is asked once for each neighbour, in ascending order, **before** its
-    /// place is looked up.
+    /// Plans the run that begins with the page `first` and ends before `until`. `wanted` is asked once for each page behind the
+    /// first, in ascending order, **before** its place is looked up. Returns the first page that was not looked at, too.
     ///
     /// # Errors
     /// The map's.
-    pub fn run(&self, map: &PageMap, missing: Pgno, mut wanted: impl FnMut(Pgno) -> bool) -> Result<Run> {
+    pub fn run(
+        &self,
+        map: &PageMap,
+        first: Pgno,
+        until: Pgno,
+        mut wanted: impl FnMut(Pgno) -> bool,
+    ) -> Result<(Run, Pgno)> {
         for _ in 0..1000 {
-            let Some((first, object)) = map.find(missing)? else {
+            let Some((place, object)) = map.find(first)? else {
                 let nowhere = Location { object: 0, offset: 0, len: 0 };
-                return Ok(Run { object: None, pages: vec![(missing, nowhere)] });
+                return Ok((Run { object: None, pages: vec![(first, nowhere)] }, Pgno(first.0 + 1)));
             };
-            let mut pages = vec![(missing, first)];
-            let mut last = first;
-            for pgno in (missing.0.saturating_add(1)..).map(Pgno).take(self.pages.saturating_sub(1)) {
-                if !wanted(pgno) {
+            let mut pages = vec![(first, place)];
+            let mut last = place;
+            let mut next = Pgno(first.0 + 1);
+            while next < until {
+                if !wanted(next) {
+                    next = Pgno(next.0 + 1);
+                    continue;
+                }
+                let Some(behind) = map.location(next) else { break };
+                let is_near = behind.object == last.object
+                    && behind.offset > last.offset
+                    && behind.offset <= last.offset + u64::from(last.len) + self.gap
+                    && behind.offset + u64::from(behind.len) - place.offset <= self.bytes;
+                if !is_near {
                     break;
                 }
-                match map.location(pgno) {
-                    Some(next)
-                        if last.is_followed_by(&next)
-                            && next.offset + u64::from(next.len) - first.offset <= self.bytes =>
-                    {
-                        pages.push((pgno, next));
-                        last = next;
-                    }
-                    _ => break,
-                }
+                pages.push((next, behind));
+                last = behind;
+                next = Pgno(next.0 + 1);
             }
-            // While the missing page points at the slot, the slot is this object's, and so it was for the neighbours.
-            if map.location(missing) == Some(first) {
-                return Ok(Run { object: Some(object), pages });
+            // While the first page points at the slot, the slot is this object's, and so it was for the others.
+            if map.location(first) == Some(place) {
+                return Ok((Run { object: Some(object), pages }, next));
             }
         }
-        Err(Error::new(ErrorKind::Busy, format!("page {missing}: its place in the bucket keeps changing")))
+        Err(Error::new(ErrorKind::Busy, format!("page {first}: its place in the bucket keeps changing")))
     }
 }

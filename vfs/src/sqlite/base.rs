@@ -26,11 +26,6 @@ impl BaseVfs {
         BaseVfs(vfs)
     }
 
-    /// The structure itself.
-    pub(super) fn raw(self) -> *mut Vfs {
-        self.0
-    }
-
     fn get(&self) -> &Vfs {
         // SAFETY: `new`'s promise. SQLite changes only the `next` pointer, which is never read here.
         unsafe { &*self.0 }

@@ -10,6 +10,10 @@
 //!   afterwards are then never copied. A writer that holds CKPT (shared) from before the reset until after it has no
 //!   checkpoint beside it. Only testing CKPT is not enough: the checkpoint may start after the test.
 //! - Around EXCLUSIVE our own handle lets go of its lock.
+//! - A commit that waits for the bucket in COMMIT_PHASETWO still holds its read mark, and a steady stream of such commits would
+//!   keep the WAL from ever starting again. When the WAL is long the mark is let go for the time of the wait. SQLite gives it
+//!   up right afterwards anyway, unless another statement of the connection is being read; that one goes on only if its
+//!   snapshot was left alone meanwhile, else its reads fail.
 //!
 //! A connection is used by one thread at a time (SQLite's mutex sees to it); atomics carry its state between threads.
 
@@ -17,6 +21,7 @@ use std::ffi::{c_char, c_int};
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -30,6 +35,11 @@ use crate::database::{Database, WalEnd};
 use crate::log;
 
 const CKPT: u32 = 1 << ffi::SHM_CKPT;
+/// From this many frames on a commit that waits lets go of its read mark. SQLite's own checkpoints begin at 1000.
+const LONG_WAL: u32 = 1000;
+/// How often a read mark that was let go is asked for again, a millisecond apart, while somebody resets the WAL.
+const RETAKES: u32 = 50;
+const RETAKE_PAUSE: Duration = Duration::from_millis(1);
 /// The five read locks.
 const READS: u32 = 0b11111 << ffi::SHM_READ0;
 
@@ -55,6 +65,8 @@ pub(super) struct Connection {
     writing: AtomicBool,
     /// The first region of the wal-index as this file mapped it.
     region: AtomicPtr<u32>,
+    /// The snapshot that the read mark stood for is gone: nothing may be read until the mark is given up.
+    snapshot_gone: AtomicBool,
     /// What COMMIT_PHASETWO will wait for.
     end: Mutex<Option<WalEnd>>,
 }
@@ -81,6 +93,7 @@ impl Connection {
             guarding: AtomicBool::new(false),
             writing: AtomicBool::new(false),
             region: AtomicPtr::new(ptr::null_mut()),
+            snapshot_gone: AtomicBool::new(false),
             end: Mutex::new(None),
         }
     }
@@ -115,7 +128,9 @@ impl Connection {
         if let Err(error) = self.database.before_exclusive() {
             return self.refuse(Callback::Exclusive, &error);
         }
-        self.own.suspend();
+        if !self.own.suspend() {
+            return ffi::BUSY;
+        }
         let code = self.base.lock(level);
         if code == ffi::OK {
             self.level.store(level, Ordering::Relaxed);
@@ -165,6 +180,7 @@ impl Connection {
         self.shared.store(0, Ordering::Relaxed);
         self.exclusive.store(0, Ordering::Relaxed);
         self.guarding.store(false, Ordering::Relaxed);
+        self.snapshot_gone.store(false, Ordering::Relaxed);
         self.writing.store(false, Ordering::Relaxed);
         true
     }
@@ -267,6 +283,13 @@ impl Connection {
         if bits & (1 << ffi::SHM_WRITE) != 0 && self.writing.swap(false, Ordering::Relaxed) {
             *self.end.lock() = self.database.committed_end();
         }
+        if bits & READS != 0 {
+            self.snapshot_gone.store(false, Ordering::Relaxed);
+        }
+        if flags & ffi::SHM_SHARED != 0 && self.shared.load(Ordering::Relaxed) & bits == 0 {
+            // A read mark that could not be taken back.
+            return ffi::OK;
+        }
         let code = self.base.shm_lock(offset, n, flags);
         self.shared.fetch_and(!bits, Ordering::Relaxed);
         self.exclusive.fetch_and(!bits, Ordering::Relaxed);
@@ -279,8 +302,46 @@ impl Connection {
     /// FCNTL_COMMIT_PHASETWO.
     pub(super) fn commit_phase_two(&self) -> crate::Result<()> {
         let exclusive = self.is_exclusive();
-        let end = self.end.lock().take();
-        self.database.commit_phase_two(end.filter(|_| !exclusive), exclusive)
+        let end = self.end.lock().take().filter(|_| !exclusive);
+        let lent = end.filter(|end| end.frames >= LONG_WAL && self.database.waits_in_phase_two());
+        let lent = lent.and_then(|end| Some((end, self.let_go_of_mark()?)));
+        let result = self.database.commit_phase_two(end, exclusive);
+        if let Some((end, mark)) = lent {
+            self.take_mark_back(mark, end);
+        }
+        result
+    }
+
+    /// Lets go of the one read mark beside READ0 that this file holds, and returns which.
+    fn let_go_of_mark(&self) -> Option<c_int> {
+        let held = self.shared.load(Ordering::Relaxed) & READS & !(1 << ffi::SHM_READ0);
+        if held.count_ones() != 1 {
+            return None;
+        }
+        let mark = held.trailing_zeros() as c_int;
+        let code = self.base.shm_lock(mark, 1, ffi::SHM_UNLOCK | ffi::SHM_SHARED);
+        self.shared.fetch_and(!held, Ordering::Relaxed);
+        (code == ffi::OK).then_some(mark)
+    }
+
+    /// Takes the read mark again, and finds out whether the snapshot at `end`, which it stood for, is still whole.
+    fn take_mark_back(&self, mark: c_int, end: WalEnd) {
+        for _ in 0..RETAKES {
+            match self.take(mark, 1, ffi::SHM_LOCK | ffi::SHM_SHARED) {
+                ffi::BUSY => std::thread::sleep(RETAKE_PAUSE),
+                _ => break,
+            }
+        }
+        let held = self.shared.load(Ordering::Relaxed) & bits(mark, 1) != 0;
+        let region = self.region.load(Ordering::Acquire);
+        // SAFETY: set by xShmMap of this file and cleared before its xShmUnmap.
+        let stands = held && !region.is_null() && protects(&unsafe { copy_head(region) }, mark, end);
+        self.snapshot_gone.store(!stands, Ordering::Relaxed);
+    }
+
+    /// Whether a read would see something else than the snapshot that the connection believes to read.
+    pub(super) fn snapshot_is_gone(&self) -> bool {
+        self.snapshot_gone.load(Ordering::Relaxed)
     }
 
     /// In a forked child, before it opens the database itself: lets go of the locks that SQLite takes for this process's, and
@@ -310,6 +371,23 @@ impl Connection {
         }
         gate.remove(self, || self.base.close())
     }
+}
+
+/// Whether a read mark that is held now keeps the snapshot of this end whole: the WAL did not start again, nothing behind the
+/// end was or will be copied into the database file.
+///
+/// | offset in the wal-index | type | field |
+/// |---|---|---|
+/// | 32 | 8 bytes | salts |
+/// | 96 | u32 | frames that were copied into the database file |
+/// | 100 + 4 i | u32 | frames that a checkpoint may copy while READi is held |
+/// | 128 | u32 | frames that a checkpoint may have begun to copy |
+fn protects(head: &[u8; 136], mark: c_int, end: WalEnd) -> bool {
+    let word = |at: usize| u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+    let limit = word(100 + 4 * (mark - ffi::SHM_READ0) as usize);
+    header_is_valid(head)
+        && head[32..40] == end.salts
+        && [limit, word(96), word(128)].iter().all(|frames| *frames <= end.frames)
 }
 
 fn bits(offset: c_int, n: c_int) -> u32 {

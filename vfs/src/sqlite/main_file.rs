@@ -81,6 +81,9 @@ unsafe extern "C" fn read(file: *mut RawFile, into: *mut c_void, bytes: c_int, o
     guard("xRead", ffi::IOERR_READ, || {
         // SAFETY: called by SQLite with an open main file.
         let c = unsafe { connection(file) };
+        if c.snapshot_is_gone() {
+            return ffi::IOERR_READ;
+        }
         let range = offset as u64..offset as u64 + bytes as u64;
         // SAFETY: SQLite's buffer has room for `bytes` bytes.
         match c.database.read(range, &mut || unsafe { c.base.read(into, bytes, offset) }) {
@@ -179,33 +182,33 @@ unsafe extern "C" fn file_control(file: *mut RawFile, operation: c_int, argument
 /// # Safety
 /// `argument` is what the operation expects.
 unsafe fn control(c: &Arc<Connection>, operation: c_int, argument: *mut c_void) -> c_int {
-    // SAFETY, for all of it: each operation's argument has the type that SQLite documents for it.
-    match operation {
-        ffi::FCNTL_COMMIT_PHASETWO => match c.commit_phase_two() {
-            Ok(()) => unsafe { c.base.file_control(operation, argument) },
-            Err(error) => c.refuse(Callback::PhaseTwo, &error),
-        },
-        ffi::FCNTL_PRAGMA => match api::get() {
-            Some(api) => unsafe { pragma::file_control(api, c, argument.cast()) },
-            None => ffi::NOTFOUND,
-        },
-        ffi::FCNTL_CHUNK_SIZE => ffi::OK,
-        ffi::FCNTL_MMAP_SIZE => {
-            let mut none = 0i64;
-            // The base is told too, so that it never maps; its answer, the limit until now, is of no interest.
-            unsafe {
+    // SAFETY: each operation's argument has the type that SQLite documents for it, by the caller's promise.
+    unsafe {
+        match operation {
+            ffi::FCNTL_COMMIT_PHASETWO => match c.commit_phase_two() {
+                Ok(()) => c.base.file_control(operation, argument),
+                Err(error) => c.refuse(Callback::PhaseTwo, &error),
+            },
+            ffi::FCNTL_PRAGMA => match api::get() {
+                Some(api) => pragma::file_control(api, c, argument.cast()),
+                None => ffi::NOTFOUND,
+            },
+            ffi::FCNTL_CHUNK_SIZE => ffi::OK,
+            ffi::FCNTL_MMAP_SIZE => {
+                let mut none = 0i64;
+                // The base is told too, so that it never maps; its answer, the limit until now, is of no interest.
                 c.base.file_control(operation, ptr::from_mut(&mut none).cast());
                 *argument.cast::<i64>() = 0;
+                ffi::OK
             }
-            ffi::OK
+            ffi::FCNTL_POWERSAFE_OVERWRITE => {
+                *argument.cast::<c_int>() = 1;
+                ffi::OK
+            }
+            ffi::FCNTL_VFSNAME => vfs_name(c, argument.cast()),
+            functions::FCNTL_DATABASE => functions::answer(&c.database, argument),
+            _ => c.base.file_control(operation, argument),
         }
-        ffi::FCNTL_POWERSAFE_OVERWRITE => {
-            unsafe { *argument.cast::<c_int>() = 1 };
-            ffi::OK
-        }
-        ffi::FCNTL_VFSNAME => unsafe { vfs_name(c, argument.cast()) },
-        functions::FCNTL_DATABASE => unsafe { functions::answer(&c.database, argument) },
-        _ => unsafe { c.base.file_control(operation, argument) },
     }
 }
 

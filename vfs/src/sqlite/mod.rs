@@ -21,6 +21,7 @@ mod filename;
 mod functions;
 mod guard;
 pub(crate) mod header;
+pub(crate) mod index_writer;
 mod main_file;
 mod own_handle;
 mod pragma;

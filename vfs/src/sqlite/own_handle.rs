@@ -14,14 +14,23 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::base::{BaseFile, BaseVfs};
 use super::ffi;
 use super::filename::Filename;
+use super::index_writer::WriteLocked;
+use crate::apply::index::IndexWriter;
 use crate::database::WalIndex;
+use crate::error::Result;
 use crate::log;
+
+/// How long a connection that wants EXCLUSIVE waits for the engine to let writers in again.
+const SUSPEND_WAIT: Duration = Duration::from_secs(2);
+/// How long the last close waits for it.
+const CLOSE_WAIT: Duration = Duration::from_secs(10);
 
 /// Words in the part of the wal-index that is of interest: two copies of the header, and the checkpoint information.
 const WORDS: usize = 136 / 4;
@@ -31,6 +40,7 @@ pub(super) struct OwnHandle {
     name: Arc<Filename>,
     flags: c_int,
     state: Mutex<State>,
+    write_released: Condvar,
     /// Mirrors `state.region.is_some()`, so that asking costs nothing.
     attached: AtomicBool,
 }
@@ -41,6 +51,8 @@ struct State {
     region: Option<Region>,
     /// How many connections of this process hold EXCLUSIVE or are about to ask for it.
     suspended: u32,
+    /// The engine keeps writers out through this handle (see [`WalIndex::lock_write`]).
+    holds_write: bool,
 }
 
 /// Where the base VFS mapped the first region of the wal-index.
@@ -60,7 +72,14 @@ struct OpenFile {
 impl OwnHandle {
     /// A handle that is not open yet. `flags` are the application's, without CREATE.
     pub(super) fn new(base: BaseVfs, name: Arc<Filename>, flags: c_int) -> OwnHandle {
-        OwnHandle { base, name, flags, state: Mutex::new(State::default()), attached: AtomicBool::new(false) }
+        OwnHandle {
+            base,
+            name,
+            flags,
+            state: Mutex::new(State::default()),
+            write_released: Condvar::new(),
+            attached: AtomicBool::new(false),
+        }
     }
 
     /// Attaches to the wal-index unless somebody has or wants EXCLUSIVE. Costs one load when attached. The caller has it
@@ -119,11 +138,24 @@ impl OwnHandle {
         Some(OpenFile { file: unsafe { BaseFile::new(raw) }, _memory: memory })
     }
 
-    /// Lets go of every lock until `resume`: a connection of this process wants EXCLUSIVE.
-    pub(super) fn suspend(&self) {
-        let mut state = self.state.lock();
+    /// Lets go of every lock until `resume`: a connection of this process wants EXCLUSIVE. False, with nothing changed, if the
+    /// engine keeps writers out for longer than a moment: whoever gets EXCLUSIVE could write.
+    pub(super) fn suspend(&self) -> bool {
+        let mut state = self.without_write(SUSPEND_WAIT);
+        if state.holds_write {
+            return false;
+        }
         state.suspended += 1;
         self.detach(&mut state);
+        true
+    }
+
+    /// The state, as soon as the engine lets writers in again, after `limit` in any case.
+    fn without_write(&self, limit: Duration) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock();
+        // A time-out shows in the state.
+        let _ = self.write_released.wait_while_for(&mut state, |state| state.holds_write, limit);
+        state
     }
 
     /// Ends one `suspend`. Attaching again is left to the next connection that uses the wal-index: the one that ends its
@@ -135,7 +167,10 @@ impl OwnHandle {
 
     /// Lets go of everything; only called when the last connection of the process goes.
     pub(super) fn close(&self) {
-        let mut state = self.state.lock();
+        let mut state = self.without_write(CLOSE_WAIT);
+        if state.holds_write {
+            log::error!("closing while the lease is being given back: a writer of another process may come in between");
+        }
         self.detach(&mut state);
         state.file = None;
     }
@@ -174,17 +209,32 @@ impl WalIndex for OwnHandle {
     }
 
     fn lock_write(&self) -> bool {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         let Some(OpenFile { file, .. }) = state.file.as_ref().filter(|_| state.region.is_some()) else { return false };
-        file.shm_lock(ffi::SHM_WRITE, 1, ffi::SHM_LOCK | ffi::SHM_EXCLUSIVE) == ffi::OK
+        let taken = file.shm_lock(ffi::SHM_WRITE, 1, ffi::SHM_LOCK | ffi::SHM_EXCLUSIVE) == ffi::OK;
+        state.holds_write |= taken;
+        taken
     }
 
     fn unlock_write(&self) {
-        let state = self.state.lock();
-        // Detaching meanwhile has let go of the lock already.
+        let mut state = self.state.lock();
+        // Closing meanwhile has let go of the lock already.
         if let Some(OpenFile { file, .. }) = state.file.as_ref().filter(|_| state.region.is_some()) {
             file.shm_lock(ffi::SHM_WRITE, 1, ffi::SHM_UNLOCK | ffi::SHM_EXCLUSIVE);
         }
+        state.holds_write = false;
+        self.write_released.notify_all();
+    }
+
+    fn writer(&self) -> Result<Option<Box<dyn IndexWriter + '_>>> {
+        let state = self.state.lock();
+        if state.region.is_none() || state.holds_write {
+            return Ok(None);
+        }
+        let Some(file) = state.file.as_ref().map(|open| open.file) else { return Ok(None) };
+        // SAFETY: the file is open and its wal-index mapped as long as the state is locked, which the guard does.
+        let locked = unsafe { WriteLocked::try_lock(file, state)? };
+        Ok(locked.map(|locked| Box::new(locked) as Box<dyn IndexWriter>))
     }
 }
 
@@ -234,6 +284,52 @@ pub(super) fn header_is_valid(head: &[u8; 136]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A plain database in WAL mode with a connection to it, and a handle of our own on it.
+    fn attached() -> (tempfile::TempDir, rusqlite::Connection, OwnHandle) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("plain.db");
+        let db = rusqlite::Connection::open(&path).expect("opened");
+        db.execute_batch("PRAGMA journal_mode=wal; CREATE TABLE t(a)").expect("a WAL");
+        let api = super::super::api::linked();
+        // SAFETY: the default VFS of the linked SQLite, which stays.
+        let base = unsafe { BaseVfs::new((api.vfs_find)(std::ptr::null())) };
+        let name = Arc::new(Filename::new(path.as_os_str().as_encoded_bytes(), &[]));
+        let own = OwnHandle::new(base, name, 2);
+        own.attach();
+        assert!(own.bytes().is_some_and(|head| header_is_valid(&head)));
+        (dir, db, own)
+    }
+
+    #[test]
+    fn nobody_gets_exclusive_while_we_are_attached_and_anybody_while_suspended() {
+        let (_dir, db, own) = attached();
+        let path = db.path().expect("a path").to_owned();
+        db.execute_batch("PRAGMA locking_mode=exclusive").expect("asked for");
+        assert!(db.execute_batch("BEGIN IMMEDIATE; ROLLBACK").is_err(), "our SHARED lock is not there");
+        assert!(own.suspend());
+        assert!(own.bytes().is_none());
+        db.execute_batch("BEGIN IMMEDIATE; ROLLBACK").expect("exclusive");
+        own.attach();
+        assert!(own.bytes().is_none(), "attached while suspended");
+        db.close().expect("closed");
+        assert!(!std::path::Path::new(&format!("{path}-shm")).exists());
+        own.resume();
+        assert!(!std::path::Path::new(&format!("{path}-shm")).exists(), "resuming made the wal-index anew");
+    }
+
+    #[test]
+    fn writers_are_out_while_the_engine_says_so_and_exclusive_waits() {
+        let (_dir, db, own) = attached();
+        assert!(own.lock_write());
+        assert!(db.execute_batch("INSERT INTO t VALUES (1)").is_err());
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| own.suspend());
+            own.unlock_write();
+            assert!(waits.join().expect("no panic"));
+        });
+        db.execute_batch("INSERT INTO t VALUES (1)").expect("written");
+    }
 
     #[test]
     fn sqlites_own_wal_index_is_valid_and_any_changed_bit_is_not() {

@@ -289,12 +289,7 @@ fn request(name: &[u8], parameters: &[(Vec<u8>, Vec<u8>)], flags: c_int) -> Resu
             ));
         }
     }
-    Ok(OpenRequest {
-        path: registry::canonical(name)?,
-        parameters: ours,
-        create: flags & ffi::OPEN_CREATE != 0,
-        read_only: flags & ffi::OPEN_READONLY != 0,
-    })
+    Ok(OpenRequest { path: registry::canonical(name)?, parameters: ours, create: flags & ffi::OPEN_CREATE != 0 })
 }
 
 /// A boolean as `sqlite3_uri_boolean` reads it.
@@ -362,9 +357,10 @@ unsafe extern "C" fn last_error(_vfs: *mut Vfs, size: c_int, out: *mut c_char) -
 }
 
 unsafe extern "C" fn full_pathname(_vfs: *mut Vfs, name: *const c_char, size: c_int, out: *mut c_char) -> c_int {
-    // SAFETY: called by SQLite; handed through as it came. The same holds for the methods that follow.
     guard("xFullPathname", ffi::CANTOPEN, || {
-        base().map_or(ffi::CANTOPEN, |b| unsafe { b.full_pathname(name, size, out) })
+        let Some(base) = base() else { return ffi::CANTOPEN };
+        // SAFETY: called by SQLite; handed through as it came. The same holds for the methods that follow.
+        unsafe { base.full_pathname(name, size, out) }
     })
 }
 
@@ -416,9 +412,10 @@ unsafe extern "C" fn current_time_int64(_vfs: *mut Vfs, out: *mut i64) -> c_int 
 }
 
 unsafe extern "C" fn set_system_call(_vfs: *mut Vfs, name: *const c_char, call: SystemCall) -> c_int {
-    // SAFETY: as for `current_time_int64`.
     guard("xSetSystemCall", ffi::NOTFOUND, || {
-        base().map_or(ffi::NOTFOUND, |b| unsafe { b.set_system_call(name, call) })
+        let Some(base) = base() else { return ffi::NOTFOUND };
+        // SAFETY: as for `current_time_int64`.
+        unsafe { base.set_system_call(name, call) }
     })
 }
 
@@ -455,10 +452,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let name = dir.path().join("a.db");
         let parameters = pairs(&[("vfs", "gcs"), ("bucket", "file:///x"), ("nolock", "0"), ("buckt", "y")]);
-        let request = request(name.as_os_str().as_encoded_bytes(), &parameters, ffi::OPEN_READONLY).expect("accepted");
+        let request = request(name.as_os_str().as_encoded_bytes(), &parameters, 1).expect("accepted");
         let expected = [("bucket", "file:///x"), ("buckt", "y")].map(|(k, v)| (k.to_owned(), v.to_owned()));
         assert_eq!(request.parameters, expected);
-        assert!(request.read_only && !request.create);
+        assert!(!request.create);
     }
 
     #[test]

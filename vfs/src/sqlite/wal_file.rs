@@ -64,7 +64,17 @@ unsafe extern "C" fn close(file: *mut RawFile) -> c_int {
 
 unsafe extern "C" fn read(file: *mut RawFile, into: *mut c_void, bytes: c_int, offset: i64) -> c_int {
     // SAFETY: called by SQLite with an open WAL and room for `bytes` bytes.
-    guard("WAL xRead", ffi::IOERR_READ, || unsafe { wal(file).base.read(into, bytes, offset) })
+    guard("WAL xRead", ffi::IOERR_READ, || unsafe {
+        if wal(file).connection.as_ref().is_some_and(|c| c.snapshot_is_gone()) {
+            return ffi::IOERR_READ;
+        }
+        let code = wal(file).base.read(into, bytes, offset);
+        if code == ffi::OK {
+            let into = std::slice::from_raw_parts_mut(into.cast::<u8>(), bytes as usize);
+            wal(file).database.after_wal_read(offset as u64, into);
+        }
+        code
+    })
 }
 
 unsafe extern "C" fn write(file: *mut RawFile, from: *const c_void, bytes: c_int, offset: i64) -> c_int {
@@ -72,8 +82,9 @@ unsafe extern "C" fn write(file: *mut RawFile, from: *const c_void, bytes: c_int
         // SAFETY: called by SQLite with an open WAL and `bytes` readable bytes.
         let (wal, from) = unsafe { (wal(file), std::slice::from_raw_parts(from.cast::<u8>(), bytes as usize)) };
         let exclusive = wal.connection.as_ref().is_some_and(|c| c.is_exclusive());
-        match wal.database.before_wal_write(offset as u64, from, exclusive) {
-            Ok(()) => wal.base.write(from, offset),
+        let mut base = |bytes: &[u8], offset: u64| wal.base.write(bytes, offset as i64);
+        match wal.database.wal_write(offset as u64, from, exclusive, &mut base) {
+            Ok(code) => code,
             Err(error) => report(Callback::WalWrite, wal.database.path(), &error),
         }
     })

@@ -7,6 +7,7 @@
 //! - **Stop.** Every drive has a deadline; an operation that is dropped there is taken up by the next one of its kind.
 //! - **Crash.** See the table in [`crate::protocol`]; the state file and the outbox carry all of it.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,10 @@ use crate::store::{Condition, Generation, StoreError};
 /// The pause before a request is repeated, doubled each time up to the second one.
 const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MOST: Duration = Duration::from_secs(1);
+/// What a request gets, however near the deadline is.
+const LEAST_WAIT: Duration = Duration::from_millis(200);
+/// The slowest upload that is waited for.
+const SLOWEST_BYTES_PER_SECOND: u64 = 256 * 1024;
 
 /// The bucket, as one operation of the protocol talks to it.
 pub(crate) struct Remote<'a> {
@@ -42,12 +47,17 @@ pub(crate) struct Remote<'a> {
     written: Option<(ObjectId, Generation)>,
     /// Of the seal that the operation made.
     seal: Bytes,
+    /// That seal, once it is in the bucket.
+    sealed: Option<(ObjectId, Generation)>,
     listing: Vec<Listed>,
+    deadline: Instant,
+    /// Why the last request had no usable answer.
+    why: Cell<Option<Error>>,
 }
 
 impl<'a> Remote<'a> {
     /// For one operation.
-    fn new(database: &'a Database, durable: Option<(ObjectId, Generation)>) -> Remote<'a> {
+    fn new(database: &'a Database, durable: Option<(ObjectId, Generation)>, deadline: Instant) -> Remote<'a> {
         Remote {
             replica: &database.replica,
             outbox: &database.outbox,
@@ -56,7 +66,10 @@ impl<'a> Remote<'a> {
             durable,
             written: None,
             seal: Bytes::new(),
+            sealed: None,
             listing: Vec::new(),
+            deadline,
+            why: Cell::new(None),
         }
     }
 
@@ -85,10 +98,19 @@ impl<'a> Remote<'a> {
                 let name = self.replica.ltx(&ObjectName::delta(id.txid));
                 let answer = self.put(name, self.seal.clone(), metadata(now_ms()), Condition::Absent)?;
                 self.note_written(id, &answer);
+                if let Answer::Written(generation) = answer {
+                    self.sealed = Some((id, generation));
+                }
                 Ok(answer)
             }
             Request::Refreeze(first) => Ok(Answer::Refrozen(self.outbox.refreeze(first)?)),
         }
+    }
+
+    /// How long one request may take that moves so many bytes: the operation's time, and the bytes' own.
+    fn limit(&self, bytes: usize) -> Duration {
+        let time = self.deadline.saturating_duration_since(Instant::now()).clamp(LEAST_WAIT, STORE_WAIT);
+        time + Duration::from_millis(bytes as u64 * 1000 / SLOWEST_BYTES_PER_SECOND)
     }
 
     fn note_written(&mut self, id: ObjectId, answer: &Answer) {
@@ -104,7 +126,7 @@ impl<'a> Remote<'a> {
             let name = name.clone();
             async move { store.get_dated(&name).await }
         };
-        match runtime::wait(&format!("reading {name}"), STORE_WAIT, get)? {
+        match in_time(runtime::wait(&format!("reading {name}"), self.limit(0), get), &name)? {
             Ok(object) => {
                 let lease = Lease::parse(&object.bytes)
                     .map_err(|e| Error::new(ErrorKind::Corrupt, format!("{}/{name}: {e}", self.replica.place())))?;
@@ -117,7 +139,7 @@ impl<'a> Remote<'a> {
                 })))
             }
             Err(StoreError::NotFound(_)) => Ok(Answer::Lease(None)),
-            Err(e) => unanswered(e),
+            Err(e) => self.unanswered(e),
         }
     }
 
@@ -130,13 +152,17 @@ impl<'a> Remote<'a> {
     ) -> Result<Answer> {
         let store = self.replica.store().clone();
         let what = format!("writing {name}");
+        let limit = self.limit(body.len());
         let put = async move { store.put(&name, body, &metadata, condition).await };
-        match runtime::wait(&what, STORE_WAIT, put) {
+        match runtime::wait(&what, limit, put) {
             Ok(Ok(meta)) => Ok(Answer::Written(meta.generation)),
             Ok(Err(StoreError::Precondition(_))) => Ok(Answer::Refused),
-            Ok(Err(e)) => unanswered(e),
+            Ok(Err(e)) => self.unanswered(e),
             // No answer in time: it may be done, and may still be.
-            Err(e) if e.kind() == ErrorKind::Unavailable => Ok(Answer::Unknown),
+            Err(e) if e.kind() == ErrorKind::Unavailable => {
+                self.why.set(Some(e));
+                Ok(Answer::Unknown)
+            }
             Err(e) => Err(e),
         }
     }
@@ -144,12 +170,15 @@ impl<'a> Remote<'a> {
     fn list(&mut self) -> Result<Answer> {
         let replica = self.replica.clone();
         let what = format!("listing {}", self.replica.place());
-        match runtime::wait(&what, STORE_WAIT, async move { replica.list().await })? {
+        match runtime::wait(&what, self.limit(0), async move { replica.list().await }).and_then(|listed| listed) {
             Ok(listing) => {
                 self.listing = listing;
                 Ok(Answer::Listing(known(self.replica, &self.listing, self.outbox, self.durable)?))
             }
-            Err(e) if e.kind() == ErrorKind::Unavailable => Ok(Answer::Unknown),
+            Err(e) if e.kind() == ErrorKind::Unavailable => {
+                self.why.set(Some(e));
+                Ok(Answer::Unknown)
+            }
             Err(e) => Err(e),
         }
     }
@@ -161,13 +190,13 @@ impl<'a> Remote<'a> {
             let name = name.clone();
             async move { store.get(&name, None).await }
         };
-        match runtime::wait(&format!("reading {name}"), STORE_WAIT, get)? {
+        match in_time(runtime::wait(&format!("reading {name}"), self.limit(0), get), &name)? {
             Ok(object) => {
                 let id = ObjectId { txid, size: object.bytes.len() as u64, crc32c: crc32c::crc32c(&object.bytes) };
                 Ok(Answer::Delta(Some(id)))
             }
             Err(StoreError::NotFound(_)) => Ok(Answer::Delta(None)),
-            Err(e) => unanswered(e),
+            Err(e) => self.unanswered(e),
         }
     }
 
@@ -199,10 +228,22 @@ impl<'a> Remote<'a> {
             let name = name.clone();
             async move { store.get(&name, Some(0..Header::LEN as u64)).await }
         };
-        match runtime::wait(&format!("reading {name}"), STORE_WAIT, get)? {
+        match in_time(runtime::wait(&format!("reading {name}"), self.limit(0), get), &name)? {
             Ok(object) => Header::decode(&object.bytes).map(Some).map_err(|e| Error::from(e).context(name)),
             Err(StoreError::NotFound(_)) => Ok(None),
-            Err(e) => unanswered(e).map(|_| None),
+            Err(e) => self.unanswered(e).map(|_| None),
+        }
+    }
+
+    /// What a failed request means to the protocol: no answer, or an error that has to be mended first.
+    fn unanswered(&self, error: StoreError) -> Result<Answer> {
+        match error {
+            StoreError::Refused { .. } => Err(error.into()),
+            _ => {
+                log::debug!("{error}");
+                self.why.set(Some(error.into()));
+                Ok(Answer::Unknown)
+            }
         }
     }
 }
@@ -250,21 +291,20 @@ pub(crate) fn known(
     Ok(known)
 }
 
-/// What a failed request means to the protocol: no answer, or an error that has to be mended first.
-fn unanswered(error: StoreError) -> Result<Answer> {
-    match error {
-        StoreError::Refused { .. } => Err(error.into()),
-        _ => {
-            log::debug!("{error}");
-            Ok(Answer::Unknown)
+/// A read that did not end in time, as the store would have said it.
+fn in_time<T>(outcome: Result<Result<T, StoreError>>, name: &str) -> Result<Result<T, StoreError>> {
+    match outcome {
+        Err(e) if e.kind() == ErrorKind::Unavailable => {
+            Ok(Err(StoreError::Unavailable { name: name.to_owned(), why: e.to_string() }))
         }
+        other => other,
     }
 }
 
 impl Database {
     /// Drives an operation to its end; `None` when the deadline came first. The caller holds the operation's lanes.
     pub(crate) fn drive<O: Operation>(&self, mut operation: O, deadline: Instant) -> Result<Option<O::Outcome>> {
-        let mut remote = Remote::new(self, self.change_state(|state| state.durable())?);
+        let mut remote = Remote::new(self, self.change_state(|state| state.durable())?, deadline);
         let mut answer = Answer::Start;
         let mut pause = PAUSE;
         loop {
@@ -279,9 +319,16 @@ impl Database {
                 step
             })?;
             match step {
-                Step::Done(outcome) => return Ok(Some(outcome)),
+                Step::Done(outcome) => {
+                    if let Some((id, generation)) = remote.sealed {
+                        self.remember_seal(id, generation, &remote.seal);
+                    }
+                    return Ok(Some(outcome));
+                }
                 Step::Ask(request) => {
                     if Instant::now() >= deadline {
+                        let late = || Error::new(ErrorKind::Unavailable, "no time was left to ask the bucket");
+                        self.note_error(&remote.why.take().unwrap_or_else(late));
                         return Ok(None);
                     }
                     if unanswered {

@@ -16,10 +16,8 @@ use crate::local::conflict;
 use crate::local::shared::BootTime;
 use crate::log;
 use crate::page::TxId;
-use crate::protocol::{Acquire, Acquired, Look, ObjectId, Release, Released, Renew, Renewed, Settle, Stop, Verdict};
+use crate::protocol::{Acquire, Acquired, Look, Release, Released, Renew, Renewed, Settle, Stop, Verdict};
 
-/// How long a writer waits for the lease to be taken, before it is told to try again.
-const ACQUIRE_WAIT: Duration = Duration::from_secs(10);
 /// How long a lease that was seen held counts as held without a request.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// How long after the last commit an idle host gives the lease back.
@@ -42,13 +40,29 @@ impl Database {
         if BootTime::now() < self.shared.held_elsewhere() {
             return Err(self.held_elsewhere());
         }
-        let _lease = self.lease_lane.lock_within(ACQUIRE_WAIT, "the lease lock")?;
-        let _upload = self.uploader.lock_within(ACQUIRE_WAIT, "the upload lock")?;
+        self.check_reachable()?;
+        let _lease = self.lease_lane.lock_within(self.request_timeout(), "the lease lock")?;
+        let _upload = self.uploader.lock_within(self.request_timeout(), "the upload lock")?;
         self.check_poison()?;
         if self.has_right() {
             return Ok(());
         }
-        self.acquire(Instant::now() + ACQUIRE_WAIT)
+        self.check_reachable()?;
+        let result = self.acquire(Instant::now() + self.request_timeout());
+        *self.unreachable.lock() = match &result {
+            Err(e) if e.kind() == ErrorKind::Unavailable => Some((Instant::now(), e.clone())),
+            _ => None,
+        };
+        result
+    }
+
+    /// Refuses at once for a while after the bucket did not answer: SQLite's busy handler counts its own pauses only, and would
+    /// wait for the bucket many times over.
+    fn check_reachable(&self) -> Result<()> {
+        match &*self.unreachable.lock() {
+            Some((since, error)) if since.elapsed() < self.request_timeout() / 2 => Err(error.clone()),
+            _ => Ok(()),
+        }
     }
 
     /// A transaction that is open meets the end of the right: takes it up again if nobody else took the lease.
@@ -56,11 +70,11 @@ impl Database {
     /// # Errors
     /// Fenced when somebody did; Unavailable when that cannot be known in time.
     pub(crate) fn resume_right(&self) -> Result<()> {
-        let _lease = self.lease_lane.lock_within(ACQUIRE_WAIT, "the lease lock")?;
+        let _lease = self.lease_lane.lock_within(self.request_timeout(), "the lease lock")?;
         if self.has_right() {
             return Ok(());
         }
-        match self.drive(Renew::default(), Instant::now() + ACQUIRE_WAIT)? {
+        match self.drive(Renew::default(), Instant::now() + self.request_timeout())? {
             Some(Renewed::Held) if self.has_right() => Ok(()),
             Some(_) => Err(self.fenced()),
             None => Err(self.no_lease_in_time()),
@@ -95,7 +109,7 @@ impl Database {
                     return Ok(());
                 }
                 Some(Acquired::Lapsed) => {}
-                Some(Acquired::Behind(head)) => self.fast_forward(head)?,
+                Some(Acquired::Behind(head)) => self.fast_forward(head, deadline)?,
                 Some(Acquired::Busy(holder)) => {
                     *self.holder.lock() = Some(holder.who);
                     self.shared.set_held_elsewhere(BootTime::now().plus(ASK_AGAIN));
@@ -121,7 +135,7 @@ impl Database {
             return Ok(None);
         }
         let Some(_lease) = self.lease_lane.try_lock()? else { return Ok(Some(Instant::now() + LOOK)) };
-        let deadline = Instant::now() + ACQUIRE_WAIT;
+        let deadline = Instant::now() + self.request_timeout();
         let idle = BootTime::now().since(self.shared.last_commit().max(self.shared.lease_used()));
         if is_settled && idle >= IDLE && self.give_back(deadline)? {
             return Ok(None);
@@ -198,13 +212,6 @@ impl Database {
         Ok(folder)
     }
 
-    /// Brings a live database up to the log's head.
-    fn fast_forward(&self, head: ObjectId) -> Result<()> {
-        let place = self.replica.place();
-        let message = format!("{place}: the log went on to {} while the database was open; open it anew", head.txid);
-        Err(Error::new(ErrorKind::Fenced, message))
-    }
-
     fn held_elsewhere(&self) -> Error {
         let who = self.holder.lock().clone().unwrap_or_else(|| "another host".to_owned());
         Error::new(ErrorKind::Busy, format!("{}: {who} writes now", self.replica.place()))
@@ -212,6 +219,7 @@ impl Database {
 
     fn no_lease_in_time(&self) -> Error {
         let place = self.replica.place();
-        Error::new(ErrorKind::Unavailable, format!("{place}: the bucket did not answer in time"))
+        let why = self.last_error.lock().as_ref().map_or_else(String::new, |why| format!(": {why}"));
+        Error::new(ErrorKind::Unavailable, format!("{place}: the bucket did not answer in time{why}"))
     }
 }

@@ -10,7 +10,9 @@
 //!   the file is removed at the next open.
 
 pub(crate) mod driver;
+mod fast_forward;
 mod lease;
+mod map;
 pub(crate) mod pump;
 
 use std::collections::BTreeMap;
@@ -20,8 +22,10 @@ use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::capture::frames::HeldHeader;
+use crate::capture::index::Committed;
 use crate::capture::{Capture, Freeze};
-use crate::database::{DURABLE_WAIT, Database};
+use crate::database::{CAPTURE_WAIT, Database};
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::shared::BootTime;
 use crate::log;
@@ -82,11 +86,17 @@ impl Database {
                     return Ok(Instant::now() + if urgent { BUSY_URGENT } else { BUSY });
                 };
                 self.shared.set_last_put(BootTime::now());
+                let epoch = self.end_epoch();
                 self.freeze_committed()?;
+                self.note_epoch(epoch);
                 self.append_all(Instant::now() + APPEND_WAIT)?;
+                self.update_map()?;
             }
         }
         let is_pending = self.is_pending();
+        if !is_pending {
+            self.update_map_when_idle()?;
+        }
         if is_pending {
             // It came during the turn, and is due when the interval is over.
             next = next.min(Instant::now() + self.until_due(BootTime::now()));
@@ -98,7 +108,7 @@ impl Database {
     }
 
     /// Whether something committed is not in the bucket.
-    fn is_pending(&self) -> bool {
+    pub(crate) fn is_pending(&self) -> bool {
         Capture::is_behind(&self.shared, self.committed().as_ref()) || self.shared.frozen() > self.shared.durable()
     }
 
@@ -109,7 +119,7 @@ impl Database {
                 Some(Appended::Durable(id)) => {
                     *self.last_error.lock() = None;
                     log::debug!("{}: {} is durable", self.replica.place(), id.txid);
-                    self.outbox.remove(id.txid)?;
+                    self.remember_uploaded(id)?;
                 }
                 Some(Appended::Nothing) => return Ok(()),
                 Some(Appended::SteppedOver) => {}
@@ -140,8 +150,15 @@ impl Database {
 
     /// Freezes everything committed into one delta.
     pub(crate) fn freeze_committed(&self) -> Result<Option<Envelope>> {
-        let mut capture = self.capture.lock_within(DURABLE_WAIT, "the capture lock")?;
+        self.freeze(None, None)
+    }
+
+    /// Freezes everything up to a commit, by default the last one that is published, into one delta.
+    pub(crate) fn freeze(&self, commit: Option<Committed>, held: Option<HeldHeader>) -> Result<Option<Envelope>> {
+        let mut capture = self.capture.lock_within(CAPTURE_WAIT, "the capture lock")?;
         let waiting = self.shared.waiting_since();
+        let committed = commit.or_else(|| self.committed());
+        capture.catch_up(&self.shared, committed.as_ref())?;
         let how = Freeze {
             txid: self.shared.frozen().next(),
             former_pages: self.shared.frozen_pages(),
@@ -150,8 +167,7 @@ impl Database {
             base: &|pgno: Pgno, page: &mut [u8]| self.cache.read_present(pgno, page),
         };
         self.shared.set_waiting_since(BootTime::default());
-        let committed = self.committed();
-        match capture.freeze(&self.shared, committed.as_ref(), &how) {
+        match capture.freeze(&self.shared, committed.as_ref(), held, &how) {
             Ok(frozen) => {
                 if frozen.is_some() {
                     self.shared.set_last_timestamp_ms(how.timestamp_ms);

@@ -1,5 +1,6 @@
 //! The app as a process of its own on a free port of 127.0.0.1, and the little HTTP that the tests need.
 //! What was started is killed when its handle is dropped.
+#![allow(dead_code)] // each test file uses a part of it
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -38,10 +39,21 @@ impl Answer {
 impl App {
     /// Starts it on a plain SQLite file in `folder` and waits until it listens.
     pub fn start(folder: &Path, settings: &[(&str, &str)]) -> App {
-        let database = format!("file:{}/guestbook.db", folder.display());
+        App::start_on(&format!("file:{}/guestbook.db", folder.display()), settings)
+    }
+
+    /// Starts it on a database in the local-directory bucket `bucket`, with its disk in `folder`.
+    pub fn start_in(bucket: &Path, folder: &Path, parameters: &str, settings: &[(&str, &str)]) -> App {
+        let database = format!("file:{}/guestbook.db?vfs=gcs&{parameters}", folder.display());
+        let url = format!("file://{}", bucket.display());
+        let settings: Vec<_> = settings.iter().copied().chain([("SQLITE_GCS_BUCKET", url.as_str())]).collect();
+        App::start_on(&database, &settings)
+    }
+
+    fn start_on(database: &str, settings: &[(&str, &str)]) -> App {
         let mut child = Command::new(env!("CARGO_BIN_EXE_guestbook"))
             .env_clear()
-            .env("GUESTBOOK_DB", &database)
+            .env("GUESTBOOK_DB", database)
             .env("PORT", "0")
             .env("GCE_METADATA_HOST", "127.0.0.1:1")
             .envs(settings.iter().copied())
@@ -101,6 +113,18 @@ impl App {
         let deadline = Instant::now() + Duration::from_secs(10);
         while !self.get(url).body.contains(part) {
             assert!(Instant::now() < deadline, "{url} never said {part:?}");
+        }
+    }
+
+    /// Submits the form until it is stored; only "not yet" may come in between.
+    pub fn until_signed(&self, name: &str, message: &str, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.sign(name, message).status {
+                303 => return,
+                503 => assert!(Instant::now() < deadline, "still refused after {limit:?}"),
+                other => panic!("answered {other}"),
+            }
         }
     }
 

@@ -30,7 +30,7 @@ fn bed() -> Bed {
 
 impl Bed {
     fn run(&self, missing: u32) -> Run {
-        ReadAhead::default().run(&self.map, Pgno(missing), |pgno| pgno.0 <= 40).unwrap()
+        ReadAhead::default().run(&self.map, Pgno(missing), Pgno(41.min(missing + 16)), |_| true).unwrap().0
     }
 
     fn source(&self) -> PageSource {
@@ -52,17 +52,26 @@ fn a_run_is_one_request_and_gives_every_page_of_it() {
 }
 
 #[test]
-fn a_run_stays_within_its_bytes_and_ends_at_a_page_that_is_not_wanted() {
+fn a_run_stays_within_its_bytes_and_bridges_small_gaps_only() {
     let bed = bed();
-    let short = ReadAhead { pages: 16, bytes: 5000 };
-    let run = short.run(&bed.map, Pgno(5), |_| true).unwrap();
+    let all = Pgno(41);
+    let plan = |limits: ReadAhead, wanted: fn(Pgno) -> bool| limits.run(&bed.map, Pgno(5), all, wanted).unwrap();
+    let (run, next) = plan(ReadAhead { bytes: 5000, gap: 0 }, |_| true);
     let (first, last) = (run.pages[0].1, run.pages.last().unwrap().1);
     assert!(run.pages.len() > 1 && last.offset + u64::from(last.len) - first.offset <= 5000);
-    let tiny = ReadAhead { pages: 16, bytes: 1 };
-    assert_eq!(tiny.run(&bed.map, Pgno(5), |_| true).unwrap().pages.len(), 1);
-    let run = ReadAhead::default().run(&bed.map, Pgno(5), |pgno| pgno.0 != 8).unwrap();
-    assert_eq!(run.pages.iter().map(|page| page.0.0).collect::<Vec<_>>(), [5, 6, 7]);
-    let zeros = ReadAhead::default().run(&bed.map, Pgno(41), |_| true).unwrap();
+    assert_eq!(next.0, run.pages.last().unwrap().0.0 + 1);
+    let (run, _) = plan(ReadAhead { bytes: 1, gap: 0 }, |_| true);
+    assert_eq!(run.pages.len(), 1);
+    let pages = |(run, next): (Run, Pgno)| (run.pages.iter().map(|page| page.0.0).collect::<Vec<_>>(), next.0);
+    let without_8 = |pgno: Pgno| pgno.0 != 8;
+    assert_eq!(pages(plan(ReadAhead { bytes: 1 << 20, gap: 0 }, without_8)), (vec![5, 6, 7], 9));
+    let (bridged, next) = pages(plan(ReadAhead::default(), without_8));
+    assert_eq!((bridged, next), ((5..=40).filter(|pgno| *pgno != 8).collect(), 41));
+    let (run, _) = plan(ReadAhead::default(), without_8);
+    let expected: Vec<_> = run.pages.iter().map(|(pgno, _)| (*pgno, content(pgno.0, 1))).collect();
+    assert!(bed.source().pages(&run, PAGE).unwrap() == expected);
+    assert_eq!(bed.bucket.take_gets().len(), 1);
+    let (zeros, _) = ReadAhead::default().run(&bed.map, Pgno(41), Pgno(50), |_| true).unwrap();
     assert_eq!(bed.source().pages(&zeros, PAGE).unwrap(), [(Pgno(41), vec![0; 4096])]);
     assert!(bed.bucket.take_gets().is_empty());
 }

@@ -34,7 +34,7 @@ pub(super) struct Place {
 
 /// A file that has no object's name yet; removed when it is dropped.
 pub(super) struct Staged {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     file: File,
 }
 

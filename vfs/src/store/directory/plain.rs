@@ -3,14 +3,19 @@
 //! The modification time is the object's `litestream-timestamp`, because that is where Litestream looks for it. Its
 //! part below a millisecond is random: with the inode and its birth time it tells a file from one of the same name
 //! that was there before.
+//!
+//! The CRC-32C of the content stands in the extended attribute `user.crc32c`, as 8 hexadecimal digits, so that a listing
+//! tells it. Where the file system has no such attributes, or the file came from elsewhere, a listing tells none.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
+use rustix::fs::XattrFlags;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -19,6 +24,8 @@ use crate::store::{BucketTime, Condition, Entry, Generation, Meta, Object, Store
 
 /// The one key of custom metadata that a plain file can carry.
 const TIMESTAMP: &str = "litestream-timestamp";
+/// The extended attribute for the content's CRC-32C.
+const CHECKSUM: &str = "user.crc32c";
 
 pub(super) fn get(place: &Place, name: &str, range: Option<Range<u64>>) -> Result<Object, StoreError> {
     let file = open(place, name)?;
@@ -45,8 +52,11 @@ pub(super) fn put(
     }
     let modified = modified(name, metadata)?;
     let staged = place.stage(name, &[body], Some(modified))?;
+    let checksum = crc32c::crc32c(body);
+    // Without it a listing says less; nothing else hangs on it.
+    let _ = rustix::fs::setxattr(&staged.path, CHECKSUM, format!("{checksum:08x}").as_bytes(), XattrFlags::empty());
     match place.name(name, &staged, &target)? {
-        Named::Ours(stat) => Ok(Meta { crc32c: Some(crc32c::crc32c(body)), ..meta(&stat) }),
+        Named::Ours(stat) => Ok(Meta { crc32c: Some(checksum), ..meta(&stat) }),
         Named::Taken => Err(StoreError::Precondition(name.to_owned())),
     }
 }
@@ -73,9 +83,19 @@ pub(super) fn delete(place: &Place, name: &str, generation: Generation) -> Resul
 }
 
 pub(super) fn entry(place: &Place, name: &str) -> Result<Entry, StoreError> {
-    let stat = fs::symlink_metadata(place.path(name)?).map_err(|e| place.unreadable(name, "listing", &e))?;
+    let path = place.path(name)?;
+    let stat = fs::symlink_metadata(&path).map_err(|e| place.unreadable(name, "listing", &e))?;
     let metadata = stat.modified().ok().and_then(timestamp).map(|text| (TIMESTAMP.to_owned(), text));
-    Ok(Entry { name: name.to_owned(), meta: meta(&stat), metadata: metadata.into_iter().collect() })
+    let meta = Meta { crc32c: checksum(&path), ..meta(&stat) };
+    Ok(Entry { name: name.to_owned(), meta, metadata: metadata.into_iter().collect() })
+}
+
+/// The checksum that a file's attribute tells.
+fn checksum(path: &Path) -> Option<u32> {
+    let mut digits = [0; 8];
+    let length = rustix::fs::getxattr(path, CHECKSUM, &mut digits[..]).ok()?;
+    let text = std::str::from_utf8(digits.get(..length)?).ok().filter(|text| text.len() == 8)?;
+    u32::from_str_radix(text, 16).ok()
 }
 
 fn open(place: &Place, name: &str) -> Result<File, StoreError> {
