@@ -5,6 +5,8 @@
 //! `one(connection, sql)` is the first value of the first row. A peer is killed when it is dropped, unless it was ended before.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::process::{Child, ChildStdin};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -62,6 +64,25 @@ impl Peer {
     /// Starts one beside a host's databases. `setup` is run first.
     pub fn start(host: &Host, setup: &str) -> Peer {
         Peer::start_with(host, setup, |program| program)
+    }
+
+    /// The same with a tmpfs of so many bytes (`size=` of mount) in place of a folder, for this process alone.
+    pub fn start_with_tmpfs(host: &Host, setup: &str, folder: &Path, size: &str) -> Peer {
+        Peer::start_with(host, setup, |python| {
+            let python = python.into_command();
+            let script = format!("mount -t tmpfs -o size={size} tmpfs {} && exec \"$@\"", folder.display());
+            // As root in a mount namespace of its own; others get there through a user namespace.
+            let user: &[&str] = if is_root() { &[] } else { &["--map-root-user"] };
+            let mut program =
+                Program::new("unshare").args(["--mount"]).args(user).args(["sh", "-c", script.as_str(), "sh"]);
+            program = program.args([python.get_program()]).args(python.get_args());
+            for (name, value) in python.get_envs() {
+                if let (Some(name), Some(value)) = (name.to_str(), value) {
+                    program = program.env(name, value);
+                }
+            }
+            program
+        })
     }
 
     /// The same with more settings of the process.
@@ -217,6 +238,11 @@ impl Peer {
     fn end_text(&mut self) -> String {
         self.errors.take().and_then(|errors| errors.join().ok()).unwrap_or_default()
     }
+}
+
+/// Whether the tests run as root.
+pub fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0)
 }
 
 impl Drop for Peer {
