@@ -69,7 +69,7 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
         let rows = build(&bench, &scratch.join(FILE), mebibytes)?;
         bench.proxy.set_delay(DELAY);
         let mut table = Vec::new();
-        for peer in [Peer::Gcs, Peer::Restore, Peer::Download] {
+        for peer in [Peer::Gcs, Peer::Hydrated, Peer::Restore, Peer::Download] {
             table.push(bench.measure(peer, rows)?);
         }
         let title = format!("cold start, {mebibytes} MB, {rows} rows, 25 ms to the bucket");

@@ -104,6 +104,14 @@ impl Host {
         self.path("bucket").join(name)
     }
 
+    /// The newest file of a database's lease in the bucket, which is a directory.
+    #[track_caller]
+    pub fn lease(&self, name: &str) -> PathBuf {
+        let files = std::fs::read_dir(self.objects(name).join("gcs")).expect("the folder").flatten();
+        let leases = files.map(|entry| entry.path()).filter(|path| path.display().to_string().contains("/lease@"));
+        leases.max().expect("a lease")
+    }
+
     /// The names of the deltas (level 0) that are in the bucket, in order.
     pub fn deltas(&self, name: &str) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.objects(name).join("ltx/0")) else { return Vec::new() };
@@ -139,7 +147,7 @@ pub fn requests(db: &Connection) -> u64 {
     ["get", "put", "list", "delete"].iter().map(|kind| status["requests"][kind].as_u64().expect("a number")).sum()
 }
 
-/// All pages of the database as SQLite reads them, one after the other.
+/// All pages of the database as SQLite reads them, one after the other. A page that cannot be read is all zeros.
 #[track_caller]
 pub fn pages(db: &mut Connection) -> Vec<u8> {
     db.serialize("main").expect("a database that can be read").to_vec()

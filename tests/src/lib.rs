@@ -6,10 +6,12 @@
 
 pub mod bed;
 pub mod emulator;
+pub mod faulty_vfs;
 pub mod host;
 pub mod judge;
 pub mod litestream;
 pub mod machine;
+pub mod peer;
 pub mod proxy;
 pub mod shell;
 

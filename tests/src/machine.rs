@@ -1,7 +1,7 @@
 //! Hosts: a directory each, and an application that runs there as a process of its own.
 //!
 //! The application is Debian's Python with the loadable extension, told what to do line by line (`machine.py`), so that a
-//! test can stop it, freeze it and kill it at any moment. [`Judge`] then says what the bucket holds.
+//! test can stop it, freeze it and kill it at any moment. [`Judge`](crate::judge::Judge) then says what the bucket holds.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -9,6 +9,8 @@
 //! | `bucket` | `gs://bucket[/prefix]` or `file:///dir` | none: required | - |
 //! | `durability` | `background`, `commit` or `strict` | `background` | - |
 //! | `flush_interval` | duration | `1s` | every commit is sent at once |
+//! | `cache_size` | size, 1 MB or more | a quarter of the memory limit on tmpfs, half of the free disk elsewhere | no bound |
+//! | `hydrate` | `off`, `background` or `now` (the open waits) | `off` | - |
 //! | `page_size` | bytes, of a new database | `4096` | refused |
 //! | `lease_ttl` | duration, 5 s to 10 min | `40s` | refused |
 //! | `request_timeout` | duration, 100 ms to 10 min: how long a request may go without an answer before it is made again, and how long a writer waits for the lease | `10s` | refused |
@@ -55,6 +57,17 @@ impl Durability {
     }
 }
 
+/// Whether the cache is filled without being asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hydrate {
+    /// Only what is read is fetched, and what a scan will come to.
+    Off,
+    /// The rest is fetched while the database is in use.
+    Background,
+    /// The open returns when everything is there, or the cache is full.
+    Now,
+}
+
 /// The settings of one database.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
@@ -64,6 +77,11 @@ pub struct Config {
     pub durability: Durability,
     /// The least time between two uploads in the background.
     pub flush_interval: Duration,
+    /// What everything local may take, in bytes: cache file, WAL, outbox, our own files. 0: no bound. `None`: a share of
+    /// what there is.
+    pub cache_size: Option<u64>,
+    /// Whether the cache is filled without being asked.
+    pub hydrate: Hydrate,
     /// Page size of a database that does not exist yet.
     pub page_size: PageSize,
     /// How long the right to append lasts without being renewed.
@@ -78,9 +96,11 @@ pub struct Config {
     pub sigterm_flush: bool,
 }
 
+/// The least bound of the local files. With SQLite's default of a checkpoint each 1000 pages, 32 MB and more serve well.
+const LEAST_CACHE: u64 = 1 << 20;
+
 /// The names that a URI may carry, as an error message lists them.
-const NAMES: &str =
-    "bucket, commit_timeout, durability, flush_interval, lease_ttl, page_size, probe, request_timeout, sigterm";
+const NAMES: &str = "bucket, cache_size, commit_timeout, durability, flush_interval, hydrate, lease_ttl, page_size, probe, request_timeout, sigterm";
 
 impl Config {
     /// Parses the parameters of a URI over the values of the environment (`env` looks up one variable).
@@ -106,6 +126,20 @@ impl Config {
                 .ok_or_else(|| refuse_value("durability", &text, "background, commit or strict"))?,
         };
         let flush_interval = duration("flush_interval", value("flush_interval"), Duration::from_secs(1))?;
+        let cache_size = match value("cache_size") {
+            None => None,
+            Some(text) => Some(
+                parse_size(&text)
+                    .filter(|&bytes| bytes == 0 || bytes >= LEAST_CACHE)
+                    .ok_or_else(|| refuse_value("cache_size", &text, "0, or a size from 1MB on, such as 256MB"))?,
+            ),
+        };
+        let hydrate = match value("hydrate").as_deref() {
+            None | Some("off") => Hydrate::Off,
+            Some("background") => Hydrate::Background,
+            Some("now") => Hydrate::Now,
+            Some(text) => return Err(refuse_value("hydrate", text, "off, background or now")),
+        };
         let page_size = match value("page_size") {
             None => PageSize::DEFAULT,
             Some(text) => text
@@ -140,6 +174,8 @@ impl Config {
         };
         Ok(Config {
             bucket,
+            cache_size,
+            hydrate,
             durability,
             flush_interval,
             page_size,
@@ -171,6 +207,19 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
         _ => return None,
     };
     Some(Duration::from_millis(millis))
+}
+
+/// Parses `64KB`, `256MB`, `2GB` (powers of 1024), or plain bytes.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().ok()?;
+    match &text[digits..] {
+        "" => Some(number),
+        "KB" => number.checked_mul(1 << 10),
+        "MB" => number.checked_mul(1 << 20),
+        "GB" => number.checked_mul(1 << 30),
+        _ => None,
+    }
 }
 
 fn refuse_value(name: &str, value: &str, accepted: &str) -> Error {
@@ -211,6 +260,9 @@ mod tests {
             (vec![bucket, ("durability", "yes")], "durability", "background, commit or strict"),
             (vec![bucket, ("flush_interval", "1 s")], "flush_interval", "500ms"),
             (vec![bucket, ("flush_interval", "99999999999999999999s")], "flush_interval", "ms"),
+            (vec![bucket, ("cache_size", "100KB")], "cache_size", "256MB"),
+            (vec![bucket, ("cache_size", "1 GB")], "cache_size", "256MB"),
+            (vec![bucket, ("hydrate", "yes")], "hydrate", "off, background or now"),
             (vec![bucket, ("page_size", "1000")], "page_size", "512"),
             (vec![bucket, ("lease_ttl", "0")], "lease_ttl", "5s"),
             (vec![bucket, ("request_timeout", "5ms")], "request_timeout", "100ms"),

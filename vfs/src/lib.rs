@@ -24,6 +24,7 @@ mod capture;
 mod config;
 mod local;
 mod outbox;
+mod per_process;
 mod runtime;
 mod upload;
 

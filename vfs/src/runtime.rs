@@ -1,8 +1,8 @@
 //! The one tokio runtime of the process, and the way a thread of SQLite's waits for it.
 //!
 //! It starts at the first use and not before (a library that starts threads when it is loaded breaks
-//! `fork`). A forked child has none of its parent's threads: it notices by the process id and starts a
-//! runtime of its own; the parent's is left alone, never dropped.
+//! `fork`). A forked child has none of its parent's threads: it starts a runtime of its own; the parent's is left
+//! alone, never dropped.
 //!
 //! A caller may itself be a thread of some other runtime, so nothing here uses `block_on`: the work is
 //! spawned, and the caller waits on an ordinary channel with a deadline.
@@ -15,16 +15,14 @@ use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::per_process::PerProcess;
 
-static CURRENT: Mutex<Option<(u32, &'static Runtime)>> = Mutex::new(None);
+static CURRENT: PerProcess<Mutex<Option<&'static Runtime>>> = PerProcess::new();
 
 /// The handle of this process's runtime; starts it if there is none.
 pub(crate) fn handle() -> Result<Handle> {
-    let pid = std::process::id();
-    let mut current = CURRENT.lock();
-    if let Some((owner, runtime)) = *current
-        && owner == pid
-    {
+    let mut current = CURRENT.here().lock();
+    if let Some(runtime) = *current {
         return Ok(runtime.handle().clone());
     }
     let runtime = Builder::new_multi_thread()
@@ -35,7 +33,7 @@ pub(crate) fn handle() -> Result<Handle> {
         .map_err(|e| Error::local("starting the background threads", &e))?;
     // Lives as long as the process: it is never shut down, because callers may come until the very end.
     let runtime: &'static Runtime = Box::leak(Box::new(runtime));
-    *current = Some((pid, runtime));
+    *current = Some(runtime);
     Ok(runtime.handle().clone())
 }
 

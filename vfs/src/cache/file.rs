@@ -22,12 +22,15 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use crate::cache::background::Background;
 use crate::cache::flights::{Flights, Planned, Turn};
 use crate::cache::pages::{Pages, Stamps, identity};
 use crate::cache::presence::Presence;
+use crate::cache::room::{Others, Room};
 use crate::cache::streams::Streams;
 use crate::error::{Error, ErrorKind, Result};
 use crate::page::{PageCount, PageSize, Pgno};
@@ -46,10 +49,27 @@ pub const MAGIC: [u8; 16] = *b"SQLite format 3\0";
 const WINDOW_BYTES: u32 = 4 << 20;
 /// Requests that one look ahead begins.
 const RUNS: usize = 16;
+/// What hydration asks for at a time, in bytes of pages.
+const BATCH_BYTES: u32 = 8 << 20;
+/// How often hydration looks whether it may go on.
+const YIELD: Duration = Duration::from_millis(10);
 /// How often a read starts over because pages are taken away under it, before it gives up.
 const TRIES: usize = 1000;
 
 type OnMoved = Box<dyn Fn(&Error) -> Result<()> + Send + Sync>;
+
+/// What came of one batch of [`CacheFile::fill_ahead`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Batch {
+    /// Every page is present.
+    Whole,
+    /// The bound leaves no room for more.
+    NoRoom,
+    /// Pages came; go on with this one.
+    Fetched(Pgno),
+    /// None came.
+    Nothing,
+}
 
 /// What a plan keeps with each of its flights.
 type Fetch = (Run, Arc<Stamps>);
@@ -64,6 +84,8 @@ pub struct CacheFile {
     flights: Arc<Flights>,
     background: Background,
     on_moved: OnceLock<OnMoved>,
+    /// Reads of SQLite's that wait for the bucket.
+    waiting: AtomicU32,
 }
 
 impl std::fmt::Debug for CacheFile {
@@ -118,7 +140,10 @@ impl CacheFile {
         let presence = Presence::create(dir, map.page_size(), map.pages(), identity)?;
         let cache = CacheFile::of(main, file, presence, map, source);
         for pgno in (1..=cache.total().0).map(Pgno) {
-            cache.pages.presence.lock(cache.pages.presence.unit_of(pgno))?.set(pgno);
+            let unit = cache.pages.presence.lock(cache.pages.presence.unit_of(pgno))?;
+            // It is in no bucket yet.
+            unit.count_write();
+            unit.set(pgno);
         }
         cache.map.publish()?;
         cache.pages.presence.publish()?;
@@ -151,7 +176,7 @@ impl CacheFile {
     fn of(main: &Path, file: File, presence: Presence, map: PageMap, source: PageSource) -> CacheFile {
         let page_size = map.page_size();
         CacheFile {
-            pages: Arc::new(Pages { path: main.into(), file, page_size, presence }),
+            pages: Arc::new(Pages { path: main.into(), file, page_size, presence, room: OnceLock::new() }),
             map,
             source,
             read_ahead: ReadAhead::default(),
@@ -159,6 +184,7 @@ impl CacheFile {
             flights: Arc::default(),
             background: Background::new(),
             on_moved: OnceLock::new(),
+            waiting: AtomicU32::new(0),
         }
     }
 
@@ -167,6 +193,39 @@ impl CacheFile {
     pub fn on_moved(&self, plan_anew: impl Fn(&Error) -> Result<()> + Send + Sync + 'static) {
         // Set once by the engine; a second one is not used.
         let _ = self.on_moved.set(Box::new(plan_anew));
+    }
+
+    /// Bounds what everything local takes to so many bytes; `others` says what the files take that are not this one. Once.
+    pub(crate) fn bound(&self, limit: u64, others: Others) {
+        // Set once by the engine; a second one is not used.
+        let _ = self.pages.room.set(Room::new(limit, others));
+        let most = (limit / 8 / u64::from(self.page_size().bytes())).min(u32::MAX.into()) as u32;
+        self.streams.set_most(most);
+    }
+
+    /// Sees to it that `more` bytes have room, by eviction; false where only what must stay is left.
+    pub(crate) fn make_room(&self, more: u64) -> Result<bool> {
+        self.pages.room.get().map_or(Ok(true), |room| room.make(&self.pages, more))
+    }
+
+    /// What everything local may take, and takes, in bytes; `None` where there is no bound.
+    pub(crate) fn bounds(&self) -> Option<(u64, u64)> {
+        self.pages.room.get().map(|room| (room.limit(), room.used(&self.pages)))
+    }
+
+    /// Ends an epoch of checkpoints: before looking at what is committed. See `room.rs`.
+    pub(crate) fn end_epoch(&self) -> u64 {
+        self.pages.presence.end_epoch()
+    }
+
+    /// What was committed when this epoch ended is in the bucket, checkpointed, and in the map.
+    pub(crate) fn set_clean(&self, epoch: u64) {
+        self.pages.presence.set_clean(epoch);
+    }
+
+    /// Whether a checkpoint wrote something that is not known to be in the map.
+    pub(crate) fn has_unclean(&self) -> bool {
+        self.pages.presence.has_unclean()
     }
 
     /// The page map.
@@ -200,6 +259,17 @@ impl CacheFile {
     /// The local disk's.
     pub fn put_page(&self, pgno: Pgno, page: &[u8]) -> Result<()> {
         self.pages.put_page(pgno, page)
+    }
+
+    /// Puts pages in that came from the bucket in another way than by being missed, as far as they are not there.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub(crate) fn put_fetched(&self, mut pages: Vec<(Pgno, Vec<u8>)>) -> Result<()> {
+        pages.sort_by_key(|(pgno, _)| *pgno);
+        let mut stamps: Stamps = pages.iter().map(|(pgno, _)| self.pages.unit(*pgno)).collect();
+        stamps.dedup_by_key(|(unit, _)| *unit);
+        self.pages.store_all(&pages, &stamps)
     }
 
     /// Reads a page if the file has it, and says whether it does; never asks the bucket.
@@ -254,11 +324,15 @@ impl CacheFile {
         for _ in 0..TRIES {
             let before = self.pages.clears(first, last);
             if let Some(missing) = self.pages.missing(first, last) {
-                self.fill(missing)?;
+                self.waiting.fetch_add(1, Ordering::SeqCst);
+                let filled = self.fill(missing);
+                self.waiting.fetch_sub(1, Ordering::SeqCst);
+                filled?;
                 continue;
             }
             let code = base();
             if self.pages.clears(first, last) == before {
+                self.pages.presence.use_unit(self.pages.presence.unit_of(last));
                 self.look_ahead(last);
                 return Ok(code);
             }
@@ -332,6 +406,7 @@ impl CacheFile {
         if first_unit != last_unit {
             // Never by SQLite, whose writes are of one page.
             let tail = self.pages.presence.lock_from(first)?;
+            (first.0..=last.0).for_each(|pgno| tail.count_write(Pgno(pgno)));
             let code = base();
             if code == 0 {
                 (first.0..=last.0).for_each(|pgno| tail.set(Pgno(pgno)));
@@ -340,9 +415,9 @@ impl CacheFile {
             return Ok(code);
         }
         let unit = self.pages.presence.lock(first_unit)?;
+        unit.count_write();
         let code = base();
         if code == 0 {
-            unit.count_write();
             (first.0..=last.0).for_each(|pgno| unit.set(Pgno(pgno)));
             self.pages.presence.raise_pages(PageCount(last.0))?;
         }
@@ -391,8 +466,65 @@ impl CacheFile {
         }
     }
 
+    /// Fetches what is missing from `at` on, about [`BATCH_BYTES`] of it, in several requests at a time, and waits for them;
+    /// until `stop` at the most. While reads of SQLite's wait for the bucket, it waits for them first.
+    ///
+    /// # Errors
+    /// The map's.
+    pub(crate) fn fill_ahead(&self, at: Pgno, stop: &AtomicBool) -> Result<Batch> {
+        let presence = &self.pages.presence;
+        let total = presence.pages();
+        let lock_page = self.page_size().lock_page();
+        let is_missing = |pgno: &Pgno| *pgno != lock_page && !presence.has(*pgno);
+        let Some(first) = (at.0..=total.0).map(Pgno).find(is_missing) else {
+            // Once more from the beginning: what was evicted or did not come.
+            let left = (1..at.0.min(total.0 + 1)).map(Pgno).find(is_missing);
+            return Ok(
+                left.map_or(Batch::Whole, |_| if at == Pgno::ONE { Batch::Nothing } else { Batch::Fetched(Pgno::ONE) })
+            );
+        };
+        let batch = BATCH_BYTES / self.page_size().bytes();
+        if self.bounds().is_some_and(|(limit, used)| used + u64::from(BATCH_BYTES) > limit - limit / 8) {
+            return Ok(Batch::NoRoom);
+        }
+        while self.waiting.load(Ordering::SeqCst) > 0 && !stop.load(Ordering::SeqCst) {
+            std::thread::sleep(YIELD);
+        }
+        let until = Pgno(first.0.saturating_add(batch));
+        let before = presence.present();
+        let large = ReadAhead { bytes: u64::from(BATCH_BYTES) / 8, ..self.read_ahead };
+        let plan = |free: &dyn Fn(Pgno) -> bool| {
+            let first = (first.0..until.0.min(total.0 + 1)).map(Pgno).find(|&pgno| pgno != lock_page && free(pgno));
+            first.map_or(Ok(Vec::new()), |first| self.plan_with(large, first, until, free))
+        };
+        let fetches = self.flights.ahead(|pgno| presence.has(pgno), plan)?;
+        let last = fetches.last().and_then(|(_, (run, _))| run.pages.last()).map_or(first, |(last, _)| *last);
+        let mut under_way = Vec::new();
+        for (flight, (run, stamps)) in fetches {
+            under_way.push(flight.watch());
+            self.background.fetch(&self.pages, &self.source, flight, run, stamps);
+        }
+        for flight in under_way {
+            while !flight.ended_within(YIELD) && !stop.load(Ordering::SeqCst) {}
+        }
+        Ok(if presence.present() > before { Batch::Fetched(Pgno(last.0 + 1)) } else { Batch::Nothing })
+    }
+
     /// Plans the requests for the missing page `first` and those behind it that are free to be fetched, before `until`.
     fn plan(&self, first: Pgno, until: Pgno, free: &dyn Fn(Pgno) -> bool) -> Result<Vec<Planned<Fetch>>> {
+        let planned = self.plan_with(self.read_ahead, first, until, free)?;
+        let next = planned.last().and_then(|(pages, _)| pages.last()).map_or(first.0, |last| last.0);
+        self.streams.ended(first.0, if planned.len() == RUNS { next + 1 } else { u32::MAX });
+        Ok(planned)
+    }
+
+    fn plan_with(
+        &self,
+        limits: ReadAhead,
+        first: Pgno,
+        until: Pgno,
+        free: &dyn Fn(Pgno) -> bool,
+    ) -> Result<Vec<Planned<Fetch>>> {
         let total = self.pages.presence.pages();
         let until = until.min(Pgno(total.0.saturating_add(1)));
         let lock_page = self.page_size().lock_page();
@@ -419,11 +551,10 @@ impl CacheFile {
                 }
                 wanted
             };
-            let (run, behind) = self.read_ahead.run(&self.map, next, until, wanted)?;
+            let (run, behind) = limits.run(&self.map, next, until, wanted)?;
             runs.push(run);
             next = behind;
         }
-        self.streams.ended(first.0, next.0);
         let stamps = Arc::new(stamps);
         let planned = |run: Run| (run.pages.iter().map(|&(pgno, _)| pgno).collect(), (run, Arc::clone(&stamps)));
         Ok(runs.into_iter().map(planned).collect())

@@ -21,6 +21,13 @@ pub(crate) struct Flight {
 }
 
 impl Flight {
+    /// Waits for its end, `limit` at most; whether it came.
+    pub(crate) fn ended_within(&self, limit: Duration) -> bool {
+        let mut outcome = self.outcome.lock();
+        self.ended.wait_while_for(&mut outcome, |outcome| outcome.is_none(), limit);
+        outcome.is_some()
+    }
+
     /// Waits for its end, `limit` at most, and returns its outcome.
     pub(crate) fn wait(&self, limit: Duration) -> Result<()> {
         let mut outcome = self.outcome.lock();
@@ -115,6 +122,11 @@ impl Flights {
 }
 
 impl Departed {
+    /// The flight, for one who waits for its end.
+    pub(crate) fn watch(&self) -> Arc<Flight> {
+        Arc::clone(&self.flight)
+    }
+
     /// Ends the flight; those who wait get a copy of the outcome.
     pub(crate) fn land(mut self, outcome: Result<()>) -> Result<()> {
         self.outcome = outcome.clone();

@@ -11,12 +11,14 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::fcntl::FallocateFlags;
 
 use crate::cache::file::{MAGIC, MASK};
 use crate::cache::presence::{Presence, Stamp, UNIT_BYTES};
+use crate::cache::room::Room;
 use crate::error::{Error, Result};
 use crate::page::{PageCount, PageSize, Pgno};
 
@@ -30,6 +32,7 @@ pub(crate) struct Pages {
     pub(super) file: File,
     pub(super) page_size: PageSize,
     pub(super) presence: Presence,
+    pub(super) room: OnceLock<Room>,
 }
 
 impl Pages {
@@ -40,8 +43,8 @@ impl Pages {
     pub(crate) fn put_page(&self, pgno: Pgno, page: &[u8]) -> Result<()> {
         self.presence.reserve(PageCount(pgno.0))?;
         let unit = self.presence.lock(self.presence.unit_of(pgno))?;
-        self.write_masked(pgno, page)?;
         unit.count_write();
+        self.write_masked(pgno, page)?;
         unit.set(pgno);
         self.presence.raise_pages(PageCount(pgno.0))
     }
@@ -123,15 +126,13 @@ impl Pages {
         self.punch(0..size)
     }
 
-    /// Frees a unit, if nothing happened to it since it had this stamp. Returns whether it did. The pages have to be in the
-    /// bucket and in the map as they are in the file.
+    /// Frees a unit, if it is clean and nothing happened to it since it had this stamp. Returns whether it did.
     ///
     /// # Errors
     /// The local disk's.
-    #[allow(dead_code, reason = "the place that a bounded cache is built on; its protocol is tested")]
     pub(crate) fn evict(&self, unit: u64, seen: Stamp) -> Result<bool> {
         let held = self.presence.lock(unit)?;
-        if held.stamp() != seen {
+        if held.stamp() != seen || !held.is_clean() {
             return Ok(false);
         }
         held.clear_all();
@@ -198,7 +199,8 @@ impl Pages {
     /// Writes fetched pages, in ascending order, as far as they are still wanted.
     pub(super) fn store_all(&self, pages: &[(Pgno, Vec<u8>)], stamps: &Stamps) -> Result<()> {
         let unit_of = |page: &(Pgno, Vec<u8>)| self.presence.unit_of(page.0);
-        pages.chunk_by(|a, b| unit_of(a) == unit_of(b)).try_for_each(|pages| self.store(pages, stamps))
+        pages.chunk_by(|a, b| unit_of(a) == unit_of(b)).try_for_each(|pages| self.store(pages, stamps))?;
+        self.keep_within_bounds()
     }
 
     /// Writes fetched pages of one unit, as far as they are still wanted, those that lie side by side in one go.
@@ -218,6 +220,8 @@ impl Pages {
             self.write_masked(side_by_side[0].0, &joined)?;
             side_by_side.iter().for_each(|(pgno, _)| held.set(*pgno));
         }
+        // Else what is fetched ahead would be the first to go.
+        self.presence.use_unit(unit);
         Ok(())
     }
 }

@@ -16,8 +16,10 @@
 //! writes no page that a reader takes from the main file. A fill need not look at the writes either: a page that was
 //! written since has its bit set, or was cleared after.
 //!
-//! Unit record: word 0 is the stamp (upper half: clears, lower half: writes), then one or two words of bits.
-//! Header words: 2 = page size, 3 = size of the file in pages, 4 = pages present, 5, 6 = device and inode of the main file.
+//! Unit record: word 0 is the stamp (upper half: clears, lower half: writes), word 1 says whether it was used since the hand of
+//! eviction came by (bit 0) and in which epoch a checkpoint last wrote to it (the rest; see `room.rs`), then one or two words of bits.
+//! Header words: 2 = page size, 3 = size of the file in pages, 4 = pages present, 5, 6 = device and inode of the main file,
+//! 7 = the hand, 8 = the epoch in force, 9 = the last epoch whose writes are clean, 10 = the last epoch in which something was written.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -28,12 +30,20 @@ use crate::page::{PageCount, PageSize, Pgno};
 use crate::words::{DATA, NotUsable, Words};
 
 /// "gcspre" and the format's version.
-const MAGIC: u64 = u64::from_be_bytes(*b"gcspre\x00\x01");
+const MAGIC: u64 = u64::from_be_bytes(*b"gcspre\x00\x02");
 const PAGE_SIZE: u64 = 2;
 const PAGES: u64 = 3;
 const PRESENT: u64 = 4;
 const DEVICE: u64 = 5;
 const INODE: u64 = 6;
+const HAND: u64 = 7;
+const EPOCH: u64 = 8;
+const CLEAN: u64 = 9;
+const WRITTEN: u64 = 10;
+
+/// Words of a record before its bits.
+const BITS: u64 = 2;
+const USED: u64 = 1;
 
 const FILE: &str = "presence";
 const LOCK_FILE: &str = "units.lock";
@@ -72,6 +82,7 @@ impl Presence {
         words.header(PAGE_SIZE).store(page_size.bytes().into(), Ordering::Release);
         words.header(DEVICE).store(identity.0, Ordering::Release);
         words.header(INODE).store(identity.1, Ordering::Release);
+        words.header(EPOCH).store(1, Ordering::Release);
         let presence = Presence::of(words, UnitLocks::open(&dir.join(LOCK_FILE))?, page_size);
         presence.raise_pages(pages)?;
         Ok(presence)
@@ -109,7 +120,7 @@ impl Presence {
 
     fn of(words: Words, locks: UnitLocks, page_size: PageSize) -> Presence {
         let pages_per_unit = (UNIT_BYTES / u64::from(page_size.bytes())) as u32;
-        Presence { words, locks, pages_per_unit, record: 1 + u64::from(pages_per_unit.div_ceil(64)) }
+        Presence { words, locks, pages_per_unit, record: BITS + u64::from(pages_per_unit.div_ceil(64)) }
     }
 
     /// The size of the file in pages: never more than it really has.
@@ -143,7 +154,7 @@ impl Presence {
     /// else changes it.
     pub(crate) fn recount(&self) {
         let units = 0..self.units(self.pages());
-        let bits = units.flat_map(|unit| (1..self.record).map(move |word| (unit, word)));
+        let bits = units.flat_map(|unit| (BITS..self.record).map(move |word| (unit, word)));
         let ones =
             bits.filter_map(|(unit, word)| self.word(unit, word)).map(|w| w.load(Ordering::Relaxed).count_ones());
         self.words.header(PRESENT).store(ones.map(u64::from).sum(), Ordering::Release);
@@ -164,12 +175,70 @@ impl Presence {
 
     fn bit(&self, pgno: Pgno) -> Option<(&AtomicU64, u64)> {
         let within = (pgno.0 - 1) % self.pages_per_unit;
-        Some((self.word(self.unit_of(pgno), 1 + u64::from(within / 64))?, 1 << (within % 64)))
+        Some((self.word(self.unit_of(pgno), BITS + u64::from(within / 64))?, 1 << (within % 64)))
     }
 
     /// Whether a page is in the file.
     pub(crate) fn has(&self, pgno: Pgno) -> bool {
         self.bit(pgno).is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
+    }
+
+    /// Notes that a page was read.
+    pub(crate) fn use_unit(&self, unit: u64) {
+        if let Some(word) = self.word(unit, 1)
+            && word.load(Ordering::Relaxed) & USED == 0
+        {
+            word.fetch_or(USED, Ordering::Relaxed);
+        }
+    }
+
+    /// How many units the file has now.
+    pub(crate) fn units_now(&self) -> u64 {
+        self.units(self.pages())
+    }
+
+    /// Moves the hand on by one unit of `units` and returns the one it stood at.
+    pub(crate) fn next_under_hand(&self, units: u64) -> u64 {
+        self.words.header(HAND).fetch_add(1, Ordering::Relaxed) % units.max(1)
+    }
+
+    /// Whether a unit has pages, is clean, and was not used since the hand last came by; the hand has now.
+    pub(crate) fn may_evict(&self, unit: u64) -> bool {
+        let bits = (BITS..self.record).filter_map(|index| self.word(unit, index));
+        if bits.map(|word| word.load(Ordering::Relaxed)).all(|bits| bits == 0) || !self.is_clean(unit) {
+            return false;
+        }
+        self.word(unit, 1).is_some_and(|word| word.fetch_and(!USED, Ordering::Relaxed) & USED == 0)
+    }
+
+    /// Whether the map gives back what a unit holds. Under the unit's lock it stays so.
+    pub(crate) fn is_clean(&self, unit: u64) -> bool {
+        let written = self.word(unit, 1).map_or(u64::MAX, |word| word.load(Ordering::SeqCst) >> 1);
+        written <= self.words.header(CLEAN).load(Ordering::SeqCst)
+    }
+
+    /// Ends the epoch and returns it: what a checkpoint writes from here on is of a later one.
+    pub(crate) fn end_epoch(&self) -> u64 {
+        self.words.header(EPOCH).fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// What was written up to and in this epoch is clean.
+    pub(crate) fn set_clean(&self, epoch: u64) {
+        self.words.header(CLEAN).fetch_max(epoch, Ordering::SeqCst);
+    }
+
+    /// Whether anything was written that is not clean.
+    pub(crate) fn has_unclean(&self) -> bool {
+        self.words.header(WRITTEN).load(Ordering::SeqCst) > self.words.header(CLEAN).load(Ordering::SeqCst)
+    }
+
+    /// A checkpoint is about to write into a unit; under its lock, before the write.
+    fn stamp_epoch(&self, unit: u64) {
+        let epoch = self.words.header(EPOCH).load(Ordering::SeqCst);
+        self.words.header(WRITTEN).fetch_max(epoch, Ordering::SeqCst);
+        if let Some(word) = self.word(unit, 1) {
+            word.store(epoch << 1 | USED, Ordering::SeqCst);
+        }
     }
 
     /// The stamp of a unit. What this thread read before stays before it, what it reads later stays behind it: a reader that
@@ -238,23 +307,28 @@ impl Unit<'_> {
         self.presence.set_bit(pgno);
     }
 
-    /// A checkpoint wrote into the unit.
+    /// A checkpoint is about to write into the unit: until that is in the map, it is not evicted.
     pub(crate) fn count_write(&self) {
+        self.presence.stamp_epoch(self.unit);
         self.presence.count(self.unit, WRITE);
+    }
+
+    /// Whether the map gives back what it holds.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.presence.is_clean(self.unit)
     }
 
     /// The page does not count as present any more. Its bytes may be taken away after this.
     pub(crate) fn clear(&self, pgno: Pgno) {
         debug_assert_eq!(self.presence.unit_of(pgno), self.unit);
         let within = (pgno.0 - 1) % self.presence.pages_per_unit;
-        self.presence.clear_bits(self.unit, 1 + u64::from(within / 64), 1 << (within % 64));
+        self.presence.clear_bits(self.unit, BITS + u64::from(within / 64), 1 << (within % 64));
         self.presence.count(self.unit, CLEAR);
     }
 
     /// None of its pages counts as present any more. Returns how many did.
-    #[allow(dead_code, reason = "used by eviction only")]
     pub(crate) fn clear_all(&self) -> u32 {
-        let had = (1..self.presence.record).map(|index| self.presence.clear_bits(self.unit, index, u64::MAX)).sum();
+        let had = (BITS..self.presence.record).map(|index| self.presence.clear_bits(self.unit, index, u64::MAX)).sum();
         self.presence.count(self.unit, CLEAR);
         had
     }
@@ -275,11 +349,16 @@ impl Tail<'_> {
         self.clear();
     }
 
+    /// The page is about to be written by this caller, as by a checkpoint.
+    pub(crate) fn count_write(&self, pgno: Pgno) {
+        self.presence.stamp_epoch(self.presence.unit_of(pgno));
+        self.presence.count(self.presence.unit_of(pgno), WRITE);
+    }
+
     /// The page's bytes were written to the file by this caller.
     pub(crate) fn set(&self, pgno: Pgno) {
         debug_assert!(pgno >= self.first);
         self.presence.set_bit(pgno);
-        self.presence.count(self.presence.unit_of(pgno), WRITE);
     }
 
     /// None of the pages counts as present any more.
@@ -289,8 +368,8 @@ impl Tail<'_> {
         let within = (self.first.0 - 1) % presence.pages_per_unit;
         for unit in presence.unit_of(self.first)..units {
             let keep = if unit == presence.unit_of(self.first) { u64::from(within) } else { 0 };
-            for index in 1..presence.record {
-                let below = keep.saturating_sub((index - 1) * 64).min(64) as u32;
+            for index in BITS..presence.record {
+                let below = keep.saturating_sub((index - BITS) * 64).min(64) as u32;
                 presence.clear_bits(unit, index, u64::MAX.checked_shl(below).unwrap_or(0));
             }
             presence.count(unit, CLEAR);

@@ -8,6 +8,8 @@
 //! Pure state under one lock that is held for nanoseconds; nothing is fetched from here. A process keeps the last
 //! [`STREAMS`] of them.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use parking_lot::Mutex;
 
 /// How many streams are kept at a time.
@@ -46,14 +48,26 @@ struct Table {
 #[derive(Debug)]
 pub(crate) struct Streams {
     table: Mutex<Table>,
-    most: u32,
+    most: AtomicU32,
 }
 
 impl Streams {
     /// With windows of at most so many pages.
     pub(crate) fn new(most: u32) -> Streams {
         let most = most.max(LEAST);
-        Streams { table: Mutex::new(Table { streams: Vec::new(), first: FIRST.min(most), clock: 0 }), most }
+        Streams {
+            table: Mutex::new(Table { streams: Vec::new(), first: FIRST.min(most), clock: 0 }),
+            most: most.into(),
+        }
+    }
+
+    /// Lowers the most that a window may be.
+    pub(crate) fn set_most(&self, most: u32) {
+        self.most.fetch_min(most.max(LEAST), Ordering::Relaxed);
+    }
+
+    fn most(&self) -> u32 {
+        self.most.load(Ordering::Relaxed)
     }
 
     /// A page that is read is missing. Returns how many pages from it on are to be fetched, 1 or more.
@@ -62,12 +76,12 @@ impl Streams {
         let table = &mut *table;
         table.clock += 1;
         if let Some(stream) = table.continued(pgno) {
-            stream.grow(self.most);
+            stream.grow(self.most());
             stream.from = pgno;
             stream.reads = 1;
             stream.end = pgno.saturating_add(stream.window);
             let window = stream.window;
-            table.first = FIRST.min(self.most);
+            table.first = FIRST.min(self.most());
             return window;
         }
         let window = table.first;
@@ -99,13 +113,13 @@ impl Streams {
         if stream.proof < PROOF || stream.end.saturating_sub(pgno) > stream.window / 2 {
             return None;
         }
-        stream.grow(self.most);
+        stream.grow(self.most());
         let from = stream.end.max(pgno.saturating_add(1));
         stream.end = pgno.saturating_add(stream.window).max(from);
         stream.from = pgno;
         stream.reads = 1;
         let due = (from < stream.end).then_some((from, stream.end));
-        table.first = FIRST.min(self.most);
+        table.first = FIRST.min(self.most());
         due
     }
 

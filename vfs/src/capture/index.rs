@@ -36,6 +36,12 @@ pub(crate) struct Committed {
 const HEADER: usize = 48;
 const VERSION: u32 = 3_007_000;
 
+/// Whether neither copy was ever initialised: the WAL, if there is one, is yet to be recovered. (SQLite leaves the first
+/// three bytes when it empties the file.)
+pub(crate) fn is_empty(bytes: &[u8; 136]) -> bool {
+    bytes[3..].iter().all(|byte| *byte == 0)
+}
+
 /// Reads the header; `None` when it is not initialised, in the middle of an update, or damaged.
 pub(crate) fn parse(bytes: &[u8; 136]) -> Option<Committed> {
     let (first, second) = (&bytes[..HEADER], &bytes[HEADER..2 * HEADER]);

@@ -363,24 +363,7 @@ impl Capture {
 
     /// What is committed in a WAL that no process has open: its frames up to the last commit, as recovery will find them.
     pub(crate) fn committed_in_file(&self) -> Result<Option<Committed>> {
-        let Some(file) = self.wal_file()? else { return Ok(None) };
-        let Some(wal) = wal_header(&file, &self.name())? else { return Ok(None) };
-        let frame_bytes = FRAME_HEADER as u64 + u64::from(wal.page_size.bytes());
-        let size = file.metadata().map_err(|e| Error::local(format_args!("looking at {}", self.name()), &e))?.len();
-        let count = ((size - HEADER as u64) / frame_bytes) as u32;
-        let mut running = wal.checksum;
-        let mut committed = None;
-        let mut frame = vec![0; frame_bytes as usize];
-        for number in 1..=count {
-            let at = WalHeader::frame_offset(wal.page_size, number);
-            file.read_exact_at(&mut frame, at)
-                .map_err(|e| Error::local(format_args!("reading frame {number} of {}", self.name()), &e))?;
-            let Some(header) = wal::FrameHeader::verify(&frame, &wal, &mut running) else { break };
-            if let Some(pages) = header.commit {
-                committed = Some(Committed { salts: wal.salts, frames: number, pages, page_size: wal.page_size });
-            }
-        }
-        Ok(committed)
+        committed_in_file(&self.layout)
     }
 
     /// The pages that frames of the WAL hold, whoever captured them.
@@ -404,16 +387,45 @@ impl Capture {
 
     /// The WAL as it is now; it comes and goes with SQLite's connections, so it is opened for each capture.
     fn wal_file(&self) -> Result<Option<File>> {
-        match File::open(self.layout.wal()) {
-            Ok(file) => Ok(Some(file)),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::local(format_args!("opening {}", self.name()), &e)),
-        }
+        wal_file(&self.layout)
     }
 
     fn name(&self) -> String {
         self.layout.wal().display().to_string()
     }
+}
+
+/// The WAL as it is now.
+fn wal_file(layout: &Layout) -> Result<Option<File>> {
+    let path = layout.wal();
+    match File::open(&path) {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::local(format_args!("opening {}", path.display()), &e)),
+    }
+}
+
+/// See [`Capture::committed_in_file`].
+pub(crate) fn committed_in_file(layout: &Layout) -> Result<Option<Committed>> {
+    let name = layout.wal().display().to_string();
+    let Some(file) = wal_file(layout)? else { return Ok(None) };
+    let Some(wal) = wal_header(&file, &name)? else { return Ok(None) };
+    let frame_bytes = FRAME_HEADER as u64 + u64::from(wal.page_size.bytes());
+    let size = file.metadata().map_err(|e| Error::local(format_args!("looking at {name}"), &e))?.len();
+    let count = ((size - HEADER as u64) / frame_bytes) as u32;
+    let mut running = wal.checksum;
+    let mut committed = None;
+    let mut frame = vec![0; frame_bytes as usize];
+    for number in 1..=count {
+        let at = WalHeader::frame_offset(wal.page_size, number);
+        file.read_exact_at(&mut frame, at)
+            .map_err(|e| Error::local(format_args!("reading frame {number} of {name}"), &e))?;
+        let Some(header) = wal::FrameHeader::verify(&frame, &wal, &mut running) else { break };
+        if let Some(pages) = header.commit {
+            committed = Some(Committed { salts: wal.salts, frames: number, pages, page_size: wal.page_size });
+        }
+    }
+    Ok(committed)
 }
 
 /// Whether the WAL holds committed frames behind a position.

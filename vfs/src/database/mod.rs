@@ -6,11 +6,15 @@
 
 mod adopt;
 mod exclusive;
+pub(crate) mod forked;
+mod hot;
+mod hydrate;
 mod open;
 mod status;
 mod strict;
 mod waiting;
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,8 +27,9 @@ use self::exclusive::ExclusiveWal;
 use crate::apply::index::IndexWriter;
 use crate::apply::{Applier, Outcome};
 use crate::cache::file::CacheFile;
-use crate::capture::Capture;
+use crate::cache::pending::PendingDeltas;
 use crate::capture::index::{self, Committed};
+use crate::capture::{self, Capture};
 use crate::config::{Config, Durability};
 use crate::delta::Decoder;
 use crate::error::{Error, ErrorKind, Result};
@@ -33,7 +38,8 @@ use crate::local::locks::{self, HostMutex, LockByte, Mode};
 use crate::local::shared::{BootTime, Shared};
 use crate::log;
 use crate::outbox::Outbox;
-use crate::page::PageSize;
+use crate::page::{PageSize, TxId};
+use crate::per_process;
 use crate::protocol::ObjectId;
 use crate::replica::names::Replica;
 use crate::store;
@@ -116,6 +122,12 @@ pub(crate) struct Database {
     pub(crate) lease_lane: HostMutex<()>,
     pub(crate) state_lock: HostMutex<()>,
     nonce: u64,
+    /// Which process made it, counted in forks.
+    generation: u32,
+    /// Deltas that are in the bucket and not in the page map yet, and the epochs of checkpoints that wait for them.
+    pub(crate) pending: PendingDeltas,
+    hydration: hydrate::Hydration,
+    pub(crate) epochs: Mutex<VecDeque<(u64, TxId)>>,
     /// Held for the whole life: shared with the other processes that have the database open.
     members: std::fs::File,
     index: Mutex<Option<Arc<dyn WalIndex>>>,
@@ -156,6 +168,10 @@ impl Database {
         let database = Arc::new(open::open(&request)?);
         // The cell is new, so this is the one time that it is set.
         let _ = database.me.set(Arc::downgrade(&database));
+        forked::EVER_OPENED.store(true, Ordering::Relaxed);
+        let me = Arc::downgrade(&database);
+        database.cache.on_moved(move |why| me.upgrade().map_or(Ok(()), |database| database.plan_anew(why)));
+        database.begin_hydration(Arc::downgrade(&database))?;
         waiting::remember(&database);
         // What an earlier process left is sent without waiting for a commit.
         database.call_uploader(Instant::now());
@@ -191,21 +207,26 @@ impl Database {
     /// xRead(main): runs `base`, which reads these bytes of the main file through the base VFS, with every page
     /// of the range present before and still valid after. `base` may run more than once. Returns the code of the last run.
     pub(crate) fn read(&self, range: Range<u64>, base: &mut dyn FnMut() -> i32) -> Result<i32> {
+        self.check_process()?;
         self.cache.read(range, base).inspect_err(|e| self.note_error(e))
     }
 
     /// xWrite(main), only ever called by a checkpoint: runs `base`, which writes these bytes, and marks the pages as present.
     pub(crate) fn write(&self, range: Range<u64>, base: &mut dyn FnMut() -> i32) -> Result<i32> {
+        self.check_process()?;
         self.cache.write(range, base)
     }
 
     /// xTruncate(main): runs `base` and forgets the pages beyond `size_bytes`.
     pub(crate) fn truncate(&self, size_bytes: u64, base: &mut dyn FnMut() -> i32) -> Result<i32> {
+        self.check_process()?;
         self.cache.truncate(size_bytes, base)
     }
 
     /// Before a writer takes the WAL's WRITE lock (READ lock held, no other). Refuses with Busy or Fenced.
     pub(crate) fn before_write_lock(&self) -> Result<()> {
+        self.check_process()?;
+        self.wait_to_begin()?;
         self.ensure_right()?;
         self.shared.note_lease_used(BootTime::now());
         *self.exclusive.lock() = ExclusiveWal::default();
@@ -215,6 +236,9 @@ impl Database {
     /// The WAL's WRITE lock is about to be let go by a writer. Returns the committed end that COMMIT_PHASETWO of
     /// the same connection then waits for.
     pub(crate) fn committed_end(&self) -> Option<WalEnd> {
+        if self.is_inherited() {
+            return None;
+        }
         self.committed().map(|c| WalEnd { salts: c.salts, frames: c.frames })
     }
 
@@ -227,6 +251,8 @@ impl Database {
     /// Before a write into the WAL file. A header (offset 0) ends the generation that the file holds; a frame header is
     /// remembered for connections that have no shared wal-index. `exclusive`: this connection makes no xShmLock calls.
     fn before_wal_write(&self, offset: u64, bytes: &[u8], exclusive: bool) -> Result<()> {
+        self.check_process()?;
+        self.wait_to_write(bytes.len() as u64)?;
         if exclusive {
             self.ensure_right()?;
         } else if exclusive::commit_in(offset, bytes, self.page_size).is_some() && !self.has_right() {
@@ -251,6 +277,7 @@ impl Database {
     /// connection holds no shared index (locking_mode=EXCLUSIVE: the end is the last commit frame it wrote) or
     /// committed nothing. Waits as the durability asks.
     pub(crate) fn commit_phase_two(&self, end: Option<WalEnd>, exclusive: bool) -> Result<()> {
+        self.check_process()?;
         if exclusive {
             self.exclusive.lock().committed();
         } else if end.is_none() {
@@ -310,15 +337,36 @@ impl Database {
     }
 
     /// Before xLock(EXCLUSIVE) goes to the base VFS: captures what is committed. The shim lets go of its own handle after this.
+    ///
+    /// # Errors
+    /// Busy when another process has the database open, whether or not it holds a lock of SQLite's: a connection that a forked
+    /// child has opened beside an inherited one holds none, and the WAL must not be deleted under it.
     pub(crate) fn before_exclusive(&self) -> Result<()> {
-        self.save_captured(CAPTURE_WAIT)
+        self.save_captured(CAPTURE_WAIT)?;
+        if !locks::set(&self.members, LockByte::Members, Mode::Exclusive)? {
+            let message = format!("{}: another process has it open", self.layout.main().display());
+            return Err(Error::new(ErrorKind::Busy, message));
+        }
+        locks::set(&self.members, LockByte::Members, Mode::Shared)?;
+        Ok(())
     }
 
     /// After the last connection of this process closed the main file: uploads what is committed, with a deadline,
     /// and lets go of every lock and file. What could not be sent is logged and kept on disk.
     pub(crate) fn close(&self) {
+        self.hydration.stop();
+        if self.is_inherited() {
+            return;
+        }
+        waiting::forget(self);
         match self.flush(self.commit_timeout()) {
-            Err(e) => self.report_unsent("closed", &e),
+            Err(e) => {
+                // What only the WAL holds so far is counted, and kept, with the rest.
+                if let Err(e) = self.save_captured(RESET_WAIT) {
+                    self.note_error(&e);
+                }
+                self.report_unsent("closed", &e);
+            }
             Ok(_) => {
                 if let Err(e) = self.leave() {
                     self.note_error(&e);
@@ -328,6 +376,11 @@ impl Database {
         if let Some(turn) = self.as_turn() {
             pump::forget(&turn);
         }
+    }
+
+    /// Our own handle's view of the wal-index.
+    pub(crate) fn wal_index(&self) -> Option<Arc<dyn WalIndex>> {
+        self.index.lock().clone()
     }
 
     /// Keeps the writers of all processes out while the result lives; `None` if one is writing, or where that cannot be known.
@@ -360,6 +413,7 @@ impl Database {
                     None => break,
                     Some(bytes) => match index::parse(&bytes) {
                         Some(committed) => return Some(committed),
+                        None if index::is_empty(&bytes) => return self.committed_unrecovered(&*index),
                         None => std::hint::spin_loop(),
                     },
                 }
@@ -368,8 +422,26 @@ impl Database {
         self.exclusive.lock().end()
     }
 
+    /// What is committed in a WAL that was left by killed processes, and that nobody has read since: the wal-index is empty. It
+    /// is what recovery will find, as long as that is kept out.
+    fn committed_unrecovered(&self, index: &dyn WalIndex) -> Option<Committed> {
+        if !index.lock_write() {
+            return None;
+        }
+        let committed = match index.bytes() {
+            Some(bytes) if index::is_empty(&bytes) => {
+                capture::committed_in_file(&self.layout).inspect_err(|e| self.note_error(e)).ok().flatten()
+            }
+            Some(bytes) => index::parse(&bytes),
+            None => None,
+        };
+        index.unlock_write();
+        committed
+    }
+
     /// Saves everything committed, so that the WAL may go.
     fn save_captured(&self, limit: Duration) -> Result<()> {
+        self.check_process()?;
         let mut capture = self.capture.lock_within(limit, "the capture lock")?;
         let committed = match self.committed() {
             Some(committed) => Some(committed),
@@ -434,6 +506,10 @@ impl Database {
         if self.shared.right() != BootTime::default() {
             self.release(Instant::now() + LEAVE_WAIT.min(self.commit_timeout()))?;
         }
+        if let Err(e) = self.write_hot_index() {
+            // The next cold open takes longer; nothing else hangs on it.
+            log::info!("{}: no hot index was written: {e}", self.replica.place());
+        }
         self.cache.sync()?;
         self.change_state(|state| state.clean = true)
     }
@@ -442,7 +518,7 @@ impl Database {
         self.me.get().and_then(std::sync::Weak::upgrade).map(|me| me as Arc<dyn Turn>)
     }
 
-    fn call_uploader(&self, due: Instant) {
+    pub(crate) fn call_uploader(&self, due: Instant) {
         if let Some(turn) = self.as_turn()
             && let Err(e) = pump::call(&turn, due)
         {
@@ -512,6 +588,8 @@ pub(crate) fn close_all_at_exit() {
     }
 }
 
-/// In a forked child: forgets the parent's databases and its background threads. Takes no lock, because another
+/// In a forked child, before anything else there: begins with no databases and no threads. Takes no lock, because another
 /// thread of the parent may have held it.
-pub(crate) fn after_fork_in_child() {}
+pub(crate) fn after_fork_in_child() {
+    per_process::begin_in_child();
+}

@@ -16,6 +16,7 @@
 //! Crash: every step can be repeated. Unsent deltas leave the outbox only for a conflict folder, by rename, or after
 //! the state file says that the bucket has them.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
@@ -24,8 +25,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use super::{Database, OpenRequest};
+use super::{Database, OpenRequest, hot};
+use crate::cache::default_size::default_size;
 use crate::cache::file::{CacheFile, MAGIC, MASK};
+use crate::cache::pending::PendingDeltas;
 use crate::capture::index::Committed;
 use crate::capture::position::Position;
 use crate::capture::{Capture, Freeze};
@@ -42,6 +45,7 @@ use crate::protocol::restart::{self, Verdict};
 use crate::protocol::{self, Nonce, ObjectId};
 use crate::replica::chain::{self, Chain};
 use crate::replica::fetch::PageSource;
+use crate::replica::hot_index::HotIndex;
 use crate::replica::index_fetch::ObjectIndex;
 use crate::replica::names::{Listed, ObjectName, Replica};
 use crate::replica::page_map::PageMap;
@@ -68,6 +72,8 @@ pub(super) struct Cost {
     pub(super) ms: u64,
     /// Requests of all kinds.
     pub(super) requests: u64,
+    /// The durable transaction.
+    pub(super) txid: TxId,
 }
 
 /// The parts that every way of opening needs.
@@ -127,7 +133,12 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
     }
     let Ready { cache, state, cold } = result?;
     let [gets, puts, lists, deletes, ..] = opening.replica.store().traffic().snapshot();
-    let opened = Cost { cold, ms: started.elapsed().as_millis() as u64, requests: gets + puts + lists + deletes };
+    let opened = Cost {
+        cold,
+        ms: started.elapsed().as_millis() as u64,
+        requests: gets + puts + lists + deletes,
+        txid: state.durable_txid(),
+    };
     log::info!(
         "{}: open at {} of {} in {} ms with {} requests",
         opening.layout.main().display(),
@@ -137,12 +148,17 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         opened.requests
     );
     let lock = opening.layout.lock();
+    opening.bound(&cache);
     Ok(Database {
         durability: RwLock::new(opening.config.durability),
         page_size: cache.page_size(),
         cache,
         capture: HostMutex::new(&lock, LockByte::Capture, Capture::open(&opening.layout, &opening.outbox)?)?,
         nonce: state.protocol.nonce.0,
+        generation: crate::per_process::generation(),
+        pending: PendingDeltas::of(opening.layout.dir()),
+        epochs: Mutex::default(),
+        hydration: Default::default(),
         uploader: HostMutex::new(&lock, LockByte::Upload, ())?,
         lease_lane: HostMutex::new(&lock, LockByte::Lease, ())?,
         state_lock: HostMutex::new(&lock, LockByte::State, ())?,
@@ -221,14 +237,17 @@ impl Opening<'_> {
             let message = format!("{path}: neither a SQLite database nor a cache of this VFS; move it away");
             return Err(Error::new(ErrorKind::Configuration, message));
         }
-        let listed = self.list()?;
+        let hot::Look { listed, hot } = match main {
+            MainFile::Missing | MainFile::Empty if state.is_none() => self.look()?,
+            _ => hot::Look { listed: self.list()?, hot: None },
+        };
         let chain = self.chain(listed.clone())?;
         match (state, chain) {
             (None, chain) if main == MainFile::PlainDatabase => self.adopt(chain.as_ref()),
             (None, Some(chain)) => {
                 let state = self.fresh_state(PageSize::DEFAULT);
                 let head = self.log(&listed, &state)?.head();
-                self.cold_open(&chain, head, state)
+                self.cold_open(&chain, head, hot, state)
             }
             (None, None) if !self.request.create => {
                 let path = self.layout.main().display();
@@ -288,6 +307,7 @@ impl Opening<'_> {
     /// A new database: one pre-written page, no object in the bucket until the first commit.
     fn create(&self) -> Result<Ready> {
         let page_size = self.config.page_size;
+        PendingDeltas::of(self.layout.dir()).clear()?;
         let map = PageMap::create(self.layout.dir(), page_size)?;
         let cache = CacheFile::create(self.layout.dir(), self.layout.main(), map, self.source())?;
         cache.put_page(Pgno::ONE, &crate::sqlite::header::new_database_header(page_size))?;
@@ -297,30 +317,55 @@ impl Opening<'_> {
     }
 
     /// Nothing usable here: the page map from the bucket and from what is unsent, and no pages.
-    fn cold_open(&self, chain: &Chain, head: Option<ObjectId>, mut state: State) -> Result<Ready> {
-        let indexes = self.indexes(chain)?;
+    fn cold_open(
+        &self,
+        chain: &Chain,
+        head: Option<ObjectId>,
+        hot: Option<HotIndex>,
+        mut state: State,
+    ) -> Result<Ready> {
+        let hot = hot.filter(|hot| hot.head.txid <= chain.txid());
+        let as_of = hot.as_ref().map_or(TxId::NONE, |hot| hot.head.txid);
+        let newer = chain.objects.iter().filter(|object| object.name.max > as_of).cloned().collect();
+        let newer = self.indexes(&Chain { objects: newer })?;
+        // What the hot index has of pages that changed since is old.
+        let changed: HashSet<Pgno> = newer.iter().flat_map(|index| &index.pages).map(|page| page.pgno).collect();
+        let mut indexes = hot.as_ref().map(HotIndex::indexes).unwrap_or_default();
+        indexes.extend(newer);
+        let generation = hot.as_ref().filter(|hot| Some(hot.head) == head).map(|hot| hot.generation.0);
+        let hot_pages = hot.map(|hot| hot.hot).unwrap_or_default();
+        let hot_pages = hot_pages.into_iter().filter(|(pgno, _)| !changed.contains(pgno)).collect();
         let last = indexes.last().ok_or_else(|| Error::new(ErrorKind::Corrupt, "an empty chain".to_owned()))?;
         let (page_size, pages) = (last.page_size, last.commit);
         state.page_size = page_size.bytes();
         // What is unsent stands on the durable delta, and only empty deltas can have come after that.
         if state.protocol.outbox.is_empty() {
             state.protocol.caught_up(head);
-            state.durable_generation = generation_of(chain, head);
+            state.durable_generation = generation_of(chain, head).or(generation);
         }
         state.position = Position { pages, closed: true, serial: state.position.serial, ..Position::default() };
-        self.build_cold(indexes, page_size, state)
+        self.build_cold(indexes, hot_pages, page_size, state)
     }
 
-    fn build_cold(&self, indexes: Vec<ObjectIndex>, page_size: PageSize, state: State) -> Result<Ready> {
+    fn build_cold(
+        &self,
+        indexes: Vec<ObjectIndex>,
+        hot_pages: Vec<(Pgno, Vec<u8>)>,
+        page_size: PageSize,
+        state: State,
+    ) -> Result<Ready> {
         remove(&self.layout.wal())?;
         remove(&self.layout.shm())?;
         let mut indexes = indexes;
         for id in &state.protocol.outbox {
             indexes.push(self.local_index(&self.outbox.envelope(id.txid)?)?);
         }
+        let hot_pages = if state.protocol.outbox.is_empty() { hot_pages } else { Vec::new() };
+        PendingDeltas::of(self.layout.dir()).clear()?;
         let map = PageMap::create(self.layout.dir(), page_size)?;
         map.rebuild(&indexes)?;
         let cache = CacheFile::create(self.layout.dir(), self.layout.main(), map, self.source())?;
+        cache.put_fetched(hot_pages)?;
         cache.prefetch(Pgno::ONE)?;
         self.start(cache, state, true)
     }
@@ -391,6 +436,11 @@ impl Opening<'_> {
                 }
                 if is_whole && let Ok(cache) = self.open_cache() {
                     cache.recount();
+                    if verdict == Verdict::Continues
+                        && let Some(chain) = &chain
+                    {
+                        self.bring_map_up(&cache, state.durable_txid(), chain)?;
+                    }
                     return match (verdict, chain) {
                         (Verdict::Behind(_), Some(chain)) => self.catch_up(cache, state, &chain, log.head(), committed),
                         _ => self.start(cache, state, false),
@@ -399,12 +449,40 @@ impl Opening<'_> {
             }
         }
         match chain {
-            Some(chain) => self.cold_open(&chain, log.head(), state),
+            Some(chain) => self.cold_open(&chain, log.head(), None, state),
             None if state.protocol.outbox.is_empty() => self.create(),
             None => {
                 let page_size = self.page_size(&state)?;
-                self.build_cold(Vec::new(), page_size, state)
+                self.build_cold(Vec::new(), Vec::new(), page_size, state)
             }
+        }
+    }
+
+    /// Brings the page map up to the durable delta: what earlier processes remembered, else what the bucket says. Nobody reads an
+    /// older state any more, so it does not matter what of it is backfilled.
+    fn bring_map_up(&self, cache: &CacheFile, durable: TxId, chain: &Chain) -> Result<()> {
+        let pending = PendingDeltas::of(self.layout.dir());
+        for (delta, index) in pending.list().unwrap_or_default() {
+            if delta.min <= cache.map().txid().0 + 1 && delta.max <= durable.0 {
+                cache.map().apply(&[index])?;
+            }
+        }
+        let known = cache.map().txid();
+        if known < durable {
+            let newer = chain.objects.iter().filter(|o| o.name.max > known).cloned().collect();
+            cache.map().apply(&self.indexes(&Chain { objects: newer })?)?;
+        }
+        pending.clear()
+    }
+
+    /// Bounds what everything local takes.
+    fn bound(&self, cache: &CacheFile) {
+        let layout = self.layout.clone();
+        let used = u64::from(cache.present()) * u64::from(cache.page_size().bytes());
+        let folder = layout.main().parent().unwrap_or(Path::new("/")).to_owned();
+        let size = self.config.cache_size.or_else(|| default_size(&folder, used + layout.beside_bytes()));
+        if let Some(limit) = size.filter(|&limit| limit > 0) {
+            cache.bound(limit, Box::new(move || layout.beside_bytes()));
         }
     }
 
@@ -475,6 +553,7 @@ impl Opening<'_> {
             .collect();
         let pages = last.commit;
         cache.map().apply(&indexes)?;
+        PendingDeltas::of(self.layout.dir()).clear()?;
         cache.forget(changed)?;
         cache.set_size(pages)?;
         remove(&self.layout.wal())?;
@@ -547,6 +626,11 @@ impl Opening<'_> {
     fn open_cache(&self) -> Result<CacheFile, NotUsable> {
         let map = PageMap::open(self.layout.dir())?;
         CacheFile::open(self.layout.dir(), self.layout.main(), map, self.source())
+    }
+
+    fn look(&self) -> Result<hot::Look> {
+        let replica = self.replica.clone();
+        runtime::wait(&format!("listing {}", self.replica.place()), OPEN_WAIT, hot::look(replica))?
     }
 
     fn list(&self) -> Result<Vec<Listed>> {

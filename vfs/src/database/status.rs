@@ -17,6 +17,9 @@ impl Database {
         if !name.starts_with("gcs_") {
             return None;
         }
+        if let Err(inherited) = self.check_process() {
+            return Some(Err(inherited));
+        }
         let refuse = |message: String| Err(Error::new(ErrorKind::Configuration, message));
         Some(match (name.as_str(), argument) {
             ("gcs_status", None) => Ok(self.status()),
@@ -38,7 +41,9 @@ impl Database {
 
     /// One JSON object; every key is always there.
     pub(crate) fn status(&self) -> String {
-        let outbox = self.outbox().list().unwrap_or_default();
+        let mut outbox = self.outbox().list().unwrap_or_default();
+        // A delta that the bucket has is removed a moment later.
+        outbox.retain(|envelope| envelope.id.txid > self.shared.durable());
         let outbox_bytes: u64 = outbox.iter().map(|envelope| envelope.id.size).sum();
         let committed = self.committed();
         // Before a checkpoint the file is smaller than the database that the WAL makes of it.
@@ -68,8 +73,11 @@ impl Database {
             "lag_ms": lag_ms,
             "outbox_deltas": outbox.len(),
             "outbox_bytes": outbox_bytes + self.shared.saved_bytes(),
+            "cache_size": self.cache.bounds().map_or(0, |(limit, _)| limit),
+            "local_bytes": self.cache.bounds().map_or(0, |(_, used)| used),
             "page_size": self.page_size.bytes(),
             "pages_present": self.cache.present(),
+            "hydrate": self.hydration.state(),
             "pages_total": pages.0,
             "cache_bytes": self.local_bytes(),
             "requests": { "get": gets, "put": puts, "list": lists, "delete": deletes },

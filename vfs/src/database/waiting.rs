@@ -10,22 +10,28 @@ use super::{CAPTURE_WAIT, Database};
 use crate::error::{Error, ErrorKind, Result};
 use crate::log;
 use crate::page::TxId;
+use crate::per_process::PerProcess;
 
 /// How often a waiter looks whether another process has settled its upload.
 const POLL: Duration = Duration::from_millis(1);
 
-static OPEN: Mutex<Vec<Weak<Database>>> = Mutex::new(Vec::new());
+static OPEN: PerProcess<Mutex<Vec<Weak<Database>>>> = PerProcess::new();
 
 /// Remembers a database for the exit of the process.
 pub(super) fn remember(database: &Arc<Database>) {
-    let mut open = OPEN.lock();
+    let mut open = OPEN.here().lock();
     open.retain(|other| other.strong_count() > 0);
     open.push(Arc::downgrade(database));
 }
 
+/// Forgets a database that is closed; the uploader may still hold it for a while.
+pub(super) fn forget(database: &Database) {
+    OPEN.here().lock().retain(|other| !std::ptr::eq(other.as_ptr(), database));
+}
+
 /// The databases that are open now.
 pub(super) fn all_open() -> Vec<Arc<Database>> {
-    OPEN.lock().iter().filter_map(Weak::upgrade).collect()
+    OPEN.here().lock().iter().filter_map(Weak::upgrade).collect()
 }
 
 impl Database {
@@ -78,12 +84,13 @@ impl Database {
 
     /// Says at a close, or at SIGTERM, how much the bucket does not have, and where it is.
     pub(super) fn report_unsent(&self, when: &str, error: &Error) {
+        let durable = self.shared.durable();
         let kept = self.outbox().list().unwrap_or_default();
-        let bytes: u64 = kept.iter().map(|envelope| envelope.id.size).sum();
+        let deltas: u64 = kept.iter().filter(|kept| kept.id.txid > durable).map(|kept| kept.id.size).sum();
+        let bytes = deltas + self.shared.saved_bytes();
         log::error!(
-            "{}: {when} with {} deltas ({bytes} bytes) not uploaded; they are kept in {} and sent at the next open: {error}",
+            "{}: {when} with {bytes} bytes of commits not uploaded; they are kept in {} and sent at the next open: {error}",
             self.layout.main().display(),
-            kept.len(),
             self.layout.outbox().display(),
         );
     }

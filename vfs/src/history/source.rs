@@ -120,6 +120,12 @@ impl Read for LocalBytes {
     }
 }
 
+/// A range that was asked for.
+struct UnderWay {
+    answer: Receiver<Result<Bytes, ReadError>>,
+    task: JoinHandle<()>,
+}
+
 pub(super) struct Remote {
     replica: Replica,
     row: Row,
@@ -128,7 +134,7 @@ pub(super) struct Remote {
     failed: Arc<Mutex<Option<Error>>>,
     /// Up to here it was asked for.
     asked: u64,
-    next: Option<(Receiver<Result<Bytes, ReadError>>, JoinHandle<()>)>,
+    next: Option<UnderWay>,
     bytes: Bytes,
 }
 
@@ -157,13 +163,13 @@ impl Remote {
             // The receiver is gone only when nobody reads any more.
             let _ = send.send(whole);
         });
-        self.next = Some((receive, task));
+        self.next = Some(UnderWay { answer: receive, task });
         Ok(())
     }
 
     fn refill(&mut self) -> Result<()> {
-        let Some((receive, _)) = &self.next else { return Ok(()) };
-        let read = receive.recv_timeout(RANGE_WAIT).map_err(|_| {
+        let Some(next) = &self.next else { return Ok(()) };
+        let read = next.answer.recv_timeout(RANGE_WAIT).map_err(|_| {
             let why = format!("reading {} in {}: no answer", self.row.name, self.replica.place());
             Error::new(ErrorKind::Unavailable, why)
         })?;
@@ -189,8 +195,8 @@ impl Read for Remote {
 
 impl Drop for Remote {
     fn drop(&mut self) {
-        if let Some((_, task)) = &self.next {
-            task.abort();
+        if let Some(next) = &self.next {
+            next.task.abort();
         }
     }
 }

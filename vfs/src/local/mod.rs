@@ -6,6 +6,7 @@
 //! | `state` | replica, nonce, durable TXID, WAL position, written by rename | the cache is rebuilt |
 //! | `shared` | mapped memory that the processes share, valid for one boot | rebuilt at open |
 //! | `outbox/` | deltas that are local only, and saved WAL frames | committed data that was not uploaded |
+//! | `pending/` | deltas that are in the bucket and not in `map` yet | requests |
 //! | `map`, `presence` | where each page lies in the bucket, which pages the cache file has | requests |
 
 pub(crate) mod conflict;
@@ -14,6 +15,7 @@ pub(crate) mod shared;
 pub(crate) mod state;
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -76,6 +78,17 @@ impl Layout {
     /// The memory that processes share.
     pub(crate) fn shared(&self) -> PathBuf {
         self.dir.join("shared")
+    }
+
+    /// What our directory, the WAL and the wal-index take of the disk, in bytes.
+    pub(crate) fn beside_bytes(&self) -> u64 {
+        let of = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.blocks() * 512);
+        let files = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
+        let inside: u64 = files(&self.dir)
+            .map(|entry| entry.path())
+            .map(|path| of(&path) + if path.is_dir() { files(&path).map(|entry| of(&entry.path())).sum() } else { 0 })
+            .sum();
+        inside + of(&self.wal()) + of(&self.shm())
     }
 
     /// Makes the directories, if they are not there.

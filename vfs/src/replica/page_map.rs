@@ -233,6 +233,11 @@ impl PageMap {
         Ok(())
     }
 
+    /// Notes that nothing after [`PageMap::txid`] and up to here changed a page: empty deltas.
+    pub fn reached(&self, txid: TxId) {
+        self.words.header(TXID).fetch_max(txid.0, Ordering::AcqRel);
+    }
+
     /// Drops the pages beyond `pages`.
     pub fn truncate(&self, pages: PageCount) {
         let had = self.words.header(PAGES).fetch_min(pages.0.into(), Ordering::AcqRel);

@@ -33,6 +33,7 @@ use super::filename::Filename;
 use super::own_handle::{OwnHandle, copy_head, header_is_valid};
 use super::registry::{Entry, Open};
 use crate::database::{Database, WalEnd};
+use crate::log;
 
 const CKPT: u32 = 1 << ffi::SHM_CKPT;
 /// From this many frames on a commit that waits lets go of its read mark. SQLite's own checkpoints begin at 1000.
@@ -117,6 +118,9 @@ impl Connection {
 
     /// xLock.
     pub(super) fn lock(&self, level: c_int) -> c_int {
+        if self.database.is_inherited() {
+            return ffi::BUSY;
+        }
         if level < ffi::LOCK_EXCLUSIVE || self.is_exclusive() {
             let code = self.base.lock(level);
             if code == ffi::OK {
@@ -149,6 +153,9 @@ impl Connection {
 
     /// xUnlock.
     pub(super) fn unlock(&self, level: c_int) -> c_int {
+        if self.database.is_inherited() {
+            return ffi::OK;
+        }
         let code = self.base.unlock(level);
         if code == ffi::OK {
             self.level.fetch_min(level, Ordering::Relaxed);
@@ -161,25 +168,36 @@ impl Connection {
 
     /// xShmMap, after the base VFS mapped a region.
     pub(super) fn mapped(&self, region: c_int, memory: *mut u32) {
-        if region == 0 && !memory.is_null() {
+        if region == 0 && !memory.is_null() && !self.database.is_inherited() {
             self.region.store(memory, Ordering::Release);
             self.own.attach();
         }
     }
 
-    /// xShmUnmap, before the base VFS does it.
-    pub(super) fn unmapping(&self) {
+    /// xShmUnmap, before the base VFS does it; `false` if it must not.
+    pub(super) fn unmapping(&self) -> bool {
+        if self.database.is_inherited() {
+            return false;
+        }
         self.region.store(ptr::null_mut(), Ordering::Release);
         self.shared.store(0, Ordering::Relaxed);
         self.exclusive.store(0, Ordering::Relaxed);
         self.guarding.store(false, Ordering::Relaxed);
         self.snapshot_gone.store(false, Ordering::Relaxed);
         self.writing.store(false, Ordering::Relaxed);
+        true
     }
 
     /// xShmLock.
     pub(super) fn shm_lock(&self, offset: c_int, n: c_int, flags: c_int) -> c_int {
         if offset < 0 || n < 1 || offset + n > ffi::SHM_NLOCK {
+            return ffi::IOERR_SHMLOCK;
+        }
+        if self.database.is_inherited() {
+            if flags & ffi::SHM_UNLOCK != 0 {
+                return ffi::OK;
+            }
+            log::error!("{}: a connection that was opened before fork is used", self.database.path().display());
             return ffi::IOERR_SHMLOCK;
         }
         if flags & ffi::SHM_UNLOCK != 0 {
@@ -347,8 +365,27 @@ impl Connection {
         self.snapshot_gone.load(Ordering::Relaxed)
     }
 
+    /// In a forked child, before it opens the database itself: lets go of the locks that SQLite takes for this process's, and
+    /// that only the parent has. The parent keeps them.
+    pub(super) fn let_go_in_child(&self) {
+        for (held, kind) in [(&self.shared, ffi::SHM_SHARED), (&self.exclusive, ffi::SHM_EXCLUSIVE)] {
+            let bits = held.swap(0, Ordering::Relaxed);
+            for at in (0..ffi::SHM_NLOCK).filter(|at| bits & (1 << at) != 0) {
+                self.base.shm_lock(at, 1, ffi::SHM_UNLOCK | kind);
+            }
+        }
+        self.end_guard();
+        self.base.unlock(ffi::LOCK_NONE);
+        self.own.let_go_in_child();
+    }
+
     /// xClose: counts the connection out and closes its file; the last one closes the database.
     pub(super) fn close(self: &Arc<Connection>) -> c_int {
+        if self.database.is_inherited() {
+            // Never closed or dropped: closing a descriptor of the main file would drop the locks of this process's own connections.
+            std::mem::forget(Arc::clone(self));
+            return ffi::OK;
+        }
         let gate = self.entry.gate();
         if self.suspends.swap(false, Ordering::Relaxed) {
             self.own.resume();

@@ -277,8 +277,7 @@ unsafe extern "C" fn shm_unmap(file: *mut RawFile, delete: c_int) -> c_int {
     guard("xShmUnmap", ffi::OK, || {
         // SAFETY: called by SQLite with an open main file.
         let c = unsafe { connection(file) };
-        c.unmapping();
-        c.base.shm_unmap(delete)
+        if c.unmapping() { c.base.shm_unmap(delete) } else { ffi::OK }
     })
 }
 

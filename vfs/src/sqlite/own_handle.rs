@@ -9,7 +9,8 @@
 //! our own would drop SQLite's POSIX locks when it is closed), and lives only while the process has an application
 //! connection to the database.
 
-use std::ffi::c_int;
+use std::ffi::{CStr, OsStr, c_int};
+use std::os::unix::ffi::OsStrExt as _;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -85,11 +86,12 @@ impl OwnHandle {
     /// mapped itself, so this never makes the file.
     pub(super) fn attach(&self) {
         if !self.attached.load(Ordering::Acquire) {
-            self.attach_locked(&mut self.state.lock());
+            self.attach_locked(&mut self.state.lock(), false);
         }
     }
 
-    fn attach_locked(&self, state: &mut State) {
+    /// `make` makes the wal-index, empty, if there is none: the first reader recovers it from the WAL.
+    fn attach_locked(&self, state: &mut State, make: bool) {
         if state.region.is_some() || state.suspended > 0 {
             return;
         }
@@ -102,7 +104,7 @@ impl OwnHandle {
         }
         let mut region = std::ptr::null_mut();
         // SAFETY: `region` is a variable of this function.
-        let code = unsafe { file.shm_map(0, ffi::SHM_REGION_BYTES, 0, &mut region) };
+        let code = unsafe { file.shm_map(0, ffi::SHM_REGION_BYTES, make.into(), &mut region) };
         // READONLY: mapped, but not for writing, which suits us.
         if code & 0xff == ffi::OK || code == ffi::READONLY {
             state.region = NonNull::new(region.cast()).map(Region);
@@ -112,6 +114,13 @@ impl OwnHandle {
             file.unlock(ffi::LOCK_NONE);
         }
         self.attached.store(state.region.is_some(), Ordering::Release);
+    }
+
+    /// Whether there is a WAL, and so a wal-index that attaching does not make anew.
+    fn wal_has_content(&self) -> bool {
+        // SAFETY: a name that `Filename` ends with a zero.
+        let name = unsafe { CStr::from_ptr(self.name.wal()) };
+        std::fs::metadata(OsStr::from_bytes(name.to_bytes())).is_ok_and(|meta| meta.len() > 0)
     }
 
     fn open(&self) -> Option<OpenFile> {
@@ -166,6 +175,16 @@ impl OwnHandle {
         state.file = None;
     }
 
+    /// In a forked child: lets go of the lock that only the parent has; see `Connection::let_go_in_child`.
+    pub(super) fn let_go_in_child(&self) {
+        // Held by another thread of the parent when it forked, it stays so for ever.
+        if let Some(state) = self.state.try_lock()
+            && let Some(OpenFile { file, .. }) = &state.file
+        {
+            file.unlock(ffi::LOCK_NONE);
+        }
+    }
+
     fn detach(&self, state: &mut State) {
         self.attached.store(false, Ordering::Release);
         if state.region.take().is_some()
@@ -179,7 +198,11 @@ impl OwnHandle {
 
 impl WalIndex for OwnHandle {
     fn bytes(&self) -> Option<[u8; 136]> {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        if state.region.is_none() && self.wal_has_content() {
+            // No connection of this process has read yet, but another process has written, and may not live to upload it.
+            self.attach_locked(&mut state, true);
+        }
         let Region(start) = state.region?;
         // SAFETY: mapped until `detach`, which needs the lock held here.
         Some(unsafe { copy_head(start.as_ptr()) })

@@ -4,11 +4,13 @@
 //! `_exit` and signals that kill run no handlers. A forked child inherits the handlers but none of the threads, so the exit
 //! handler works only in the process that registered it, and the child is told that it is one.
 
+use std::fs::{self, File};
+use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::guard::guard;
 use super::registry;
-use crate::database;
+use crate::database::{self, forked};
 use crate::log;
 
 /// The process whose databases are closed at exit; 0 before the first registration.
@@ -42,5 +44,28 @@ unsafe extern "C" fn in_child() {
         OWNER.store(std::process::id(), Ordering::Release);
         registry::forget_in_child();
         database::after_fork_in_child();
+        let_go();
     });
+}
+
+/// Puts nothing in the place of every descriptor of the databases' own files: a child shares the locks of its parent's
+/// descriptors, and would keep them when the parent is gone.
+fn let_go() {
+    if !forked::EVER_OPENED.load(Ordering::Relaxed) {
+        return;
+    }
+    let nothing = File::options().read(true).write(true).open("/dev/null");
+    let (Ok(nothing), Ok(open)) = (nothing, fs::read_dir("/proc/self/fd")) else {
+        log::error!("this forked child keeps its parent's locks: there is no /proc or no /dev/null");
+        return;
+    };
+    for entry in open.flatten() {
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        if let (Some(number), Ok(path)) = (number, fs::read_link(entry.path()))
+            && forked::is_ours(&path)
+        {
+            // SAFETY: the number stays open and keeps its owner, a database that refuses to work in this process.
+            unsafe { libc::dup3(nothing.as_raw_fd(), number, libc::O_CLOEXEC) };
+        }
+    }
 }

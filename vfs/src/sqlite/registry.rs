@@ -24,15 +24,22 @@ use super::sigterm;
 use crate::database::{Database, OpenRequest};
 use crate::error::{Error, ErrorKind, Result};
 
-type Map = Mutex<HashMap<PathBuf, Arc<Entry>>>;
+struct Map {
+    entries: Mutex<HashMap<PathBuf, Arc<Entry>>>,
+    /// The map of the process that this one was forked from.
+    inherited: *const Map,
+}
 
 /// The map of this process. Replaced as a whole in a forked child, where the old one's lock may be held for ever.
 static MAP: AtomicPtr<Map> = AtomicPtr::new(ptr::null_mut());
+/// The map that the next process after a fork inherits.
+static INHERITED: AtomicPtr<Map> = AtomicPtr::new(ptr::null_mut());
 
 fn map() -> &'static Map {
     let mut current = MAP.load(Ordering::Acquire);
     if current.is_null() {
-        let fresh = Box::into_raw(Box::default());
+        let fresh =
+            Box::into_raw(Box::new(Map { entries: Mutex::default(), inherited: INHERITED.load(Ordering::Acquire) }));
         match MAP.compare_exchange(ptr::null_mut(), fresh, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => current = fresh,
             Err(theirs) => {
@@ -46,9 +53,29 @@ fn map() -> &'static Map {
     unsafe { &*current }
 }
 
+impl Map {
+    /// Before a forked child opens a database of its parent's: see `Connection::let_go_in_child`. What another thread of the
+    /// parent had locked when it forked is left as it is.
+    fn let_go_of_inherited(&self, path: &Path) {
+        let mut next = self.inherited;
+        // SAFETY: a map that was published once is never freed.
+        while let Some(map) = unsafe { next.as_ref() } {
+            next = map.inherited;
+            let Some(entry) = map.entries.try_lock().and_then(|mut entries| entries.remove(path)) else { continue };
+            let Some(members) = entry.members.try_lock() else { continue };
+            for connection in &members.connections {
+                connection.let_go_in_child();
+            }
+        }
+    }
+}
+
 /// In a forked child: begins with an empty registry. Takes no lock.
 pub(super) fn forget_in_child() {
-    MAP.store(ptr::null_mut(), Ordering::Release);
+    let parents = MAP.swap(ptr::null_mut(), Ordering::AcqRel);
+    if !parents.is_null() {
+        INHERITED.store(parents, Ordering::Release);
+    }
 }
 
 /// One path and what is open under it.
@@ -83,8 +110,12 @@ pub(super) struct Gate<'a> {
 impl Entry {
     /// The entry of a path, made if there is none.
     pub(super) fn of(path: &Path) -> Arc<Entry> {
-        let mut map = map().lock();
-        let entry = map.entry(path.to_owned()).or_insert_with(|| {
+        let map = map();
+        let mut entries = map.entries.lock();
+        if !entries.contains_key(path) {
+            map.let_go_of_inherited(path);
+        }
+        let entry = entries.entry(path.to_owned()).or_insert_with(|| {
             Arc::new(Entry {
                 path: path.to_owned(),
                 pid: std::process::id(),
@@ -155,7 +186,7 @@ impl Gate<'_> {
         own.close();
         let result = close_base();
         database.close();
-        let mut map = map().lock();
+        let mut map = map().entries.lock();
         // Two: the map's own and the one behind this gate. More: somebody waits for this path.
         if Arc::strong_count(self.entry) == 2 && map.get(&self.entry.path).is_some_and(|e| Arc::ptr_eq(e, self.entry)) {
             map.remove(&self.entry.path);
@@ -187,7 +218,7 @@ pub(super) fn canonical(name: &[u8]) -> Result<PathBuf> {
 /// The open database under a name, if this process has it open.
 pub(super) fn find(name: &[u8]) -> Option<Arc<Database>> {
     let path = canonical(name).ok()?;
-    let entry = map().lock().get(&path).cloned()?;
+    let entry = map().entries.lock().get(&path).cloned()?;
     let members = entry.members.lock();
     members.open.as_ref().map(|open| open.database.clone())
 }
@@ -195,7 +226,7 @@ pub(super) fn find(name: &[u8]) -> Option<Arc<Database>> {
 /// The connection whose main file was opened with exactly this pointer as its name.
 pub(super) fn find_connection(name: &[u8], pointer: *const c_char) -> Option<Arc<Connection>> {
     let path = canonical(name).ok()?;
-    let entry = map().lock().get(&path).cloned()?;
+    let entry = map().entries.lock().get(&path).cloned()?;
     entry.connection(pointer)
 }
 

@@ -47,6 +47,8 @@ pub(crate) struct Remote<'a> {
     written: Option<(ObjectId, Generation)>,
     /// Of the seal that the operation made.
     seal: Bytes,
+    /// That seal, once it is in the bucket.
+    sealed: Option<(ObjectId, Generation)>,
     listing: Vec<Listed>,
     deadline: Instant,
     /// Why the last request had no usable answer.
@@ -64,6 +66,7 @@ impl<'a> Remote<'a> {
             durable,
             written: None,
             seal: Bytes::new(),
+            sealed: None,
             listing: Vec::new(),
             deadline,
             why: Cell::new(None),
@@ -95,6 +98,9 @@ impl<'a> Remote<'a> {
                 let name = self.replica.ltx(&ObjectName::delta(id.txid));
                 let answer = self.put(name, self.seal.clone(), metadata(now_ms()), Condition::Absent)?;
                 self.note_written(id, &answer);
+                if let Answer::Written(generation) = answer {
+                    self.sealed = Some((id, generation));
+                }
                 Ok(answer)
             }
             Request::Refreeze(first) => Ok(Answer::Refrozen(self.outbox.refreeze(first)?)),
@@ -313,7 +319,12 @@ impl Database {
                 step
             })?;
             match step {
-                Step::Done(outcome) => return Ok(Some(outcome)),
+                Step::Done(outcome) => {
+                    if let Some((id, generation)) = remote.sealed {
+                        self.remember_seal(id, generation, &remote.seal);
+                    }
+                    return Ok(Some(outcome));
+                }
                 Step::Ask(request) => {
                     if Instant::now() >= deadline {
                         let late = || Error::new(ErrorKind::Unavailable, "no time was left to ask the bucket");

@@ -15,7 +15,8 @@ use bytes::Bytes;
 
 use super::STORE_WAIT;
 use crate::apply::Outcome;
-use crate::database::Database;
+use crate::cache::pending::Pending;
+use crate::database::{Database, WalEnd};
 use crate::delta::Decoder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log;
@@ -40,8 +41,10 @@ impl Database {
         let from = self.shared.durable();
         match self.fetch_few(from, head)? {
             Some(deltas) => {
-                for (id, bytes) in deltas {
-                    self.apply_within(&bytes, id, deadline)?;
+                for (object, id, bytes) in deltas {
+                    if let Some(end) = self.apply_within(&bytes, id, deadline)? {
+                        self.remember_applied(&object, end, &bytes)?;
+                    }
                 }
             }
             None => self.apply_planned(from, head, deadline)?,
@@ -61,7 +64,7 @@ impl Database {
     }
 
     /// The deltas after `from`, without asking for a listing; `None` when they are many, or one of them is gone by compaction.
-    fn fetch_few(&self, from: TxId, head: ObjectId) -> Result<Option<Vec<(ObjectId, Bytes)>>> {
+    fn fetch_few(&self, from: TxId, head: ObjectId) -> Result<Option<Vec<(Listed, ObjectId, Bytes)>>> {
         if head.txid <= from || head.txid.0 - from.0 > FEW {
             return Ok(None);
         }
@@ -77,15 +80,16 @@ impl Database {
         for (object, txid) in
             runtime::wait("reading the newest deltas", STORE_WAIT, gets)?.into_iter().zip(from.0 + 1..)
         {
-            let bytes = match object {
-                Ok(object) => object.bytes,
+            let object = match object {
+                Ok(object) => object,
                 Err(StoreError::NotFound(_)) => return Ok(None),
                 Err(e) => return Err(Error::from(e).context("reading the newest deltas")),
             };
+            let bytes = object.bytes;
             let id = ObjectId { txid: TxId(txid), size: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
-            deltas.push((id, bytes));
+            deltas.push((Listed { name: ObjectName::delta(TxId(txid)), meta: object.meta }, id, bytes));
         }
-        Ok(deltas.last().is_some_and(|(id, _)| *id == head).then_some(deltas))
+        Ok(deltas.last().is_some_and(|(_, id, _)| *id == head).then_some(deltas))
     }
 
     /// The same along the plan of a listing.
@@ -99,17 +103,35 @@ impl Database {
             let found = ObjectId { txid: object.name.max, size: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
             // The log knows its head by the delta, also where a compacted object ends at the same TXID.
             let id = if found.txid == head.txid { head } else { found };
-            self.apply_within(&bytes, id, deadline)?;
+            if let Some(end) = self.apply_within(&bytes, id, deadline)? {
+                self.remember_applied(object, end, &bytes)?;
+            }
         }
         Ok(())
     }
 
-    fn apply_within(&self, bytes: &[u8], id: ObjectId, deadline: Instant) -> Result<()> {
+    /// Remembers where the pages lie of an object that is in the WAL now.
+    fn remember_applied(&self, object: &Listed, end: WalEnd, bytes: &[u8]) -> Result<()> {
+        let pending = Pending {
+            level: object.name.level,
+            min: object.name.min.0,
+            max: object.name.max.0,
+            generation: object.meta.generation.0,
+            size: bytes.len() as u64,
+            salts: end.salts,
+            frames: end.frames,
+        };
+        self.pending.add(&pending, bytes)
+    }
+
+    /// Returns where the WAL ends with it, if it was not known already.
+    fn apply_within(&self, bytes: &[u8], id: ObjectId, deadline: Instant) -> Result<Option<WalEnd>> {
         let busy =
             || Error::new(ErrorKind::Busy, format!("{}: a local transaction writes", self.layout.main().display()));
         loop {
             match self.apply(Decoder::new(bytes)?, id)? {
-                Outcome::Applied(_) | Outcome::Known => return Ok(()),
+                Outcome::Applied(progress) => return Ok(Some(progress.end)),
+                Outcome::Known => return Ok(None),
                 // Local commits that came in meanwhile are judged by the next acquisition.
                 Outcome::Conflict => return Err(busy()),
                 Outcome::Busy if Instant::now() >= deadline => return Err(busy()),

@@ -14,6 +14,7 @@ pub(crate) mod driver;
 mod fast_forward;
 pub(crate) mod group;
 mod lease;
+mod map;
 pub(crate) mod pump;
 
 use std::collections::BTreeMap;
@@ -88,12 +89,18 @@ impl Database {
                 };
                 self.shared.set_last_put(BootTime::now());
                 let joined = self.group.gather(|| self.urgent.load(Ordering::SeqCst));
+                let epoch = self.end_epoch();
                 self.freeze_committed()?;
+                self.note_epoch(epoch);
                 self.append_all(Instant::now() + APPEND_WAIT)?;
                 self.group.settled(joined);
+                self.update_map()?;
             }
         }
         let is_pending = self.is_pending();
+        if !is_pending {
+            self.update_map_when_idle()?;
+        }
         if is_pending {
             // It came during the turn, and is due when the interval is over.
             next = next.min(Instant::now() + self.until_due(BootTime::now()));
@@ -105,7 +112,7 @@ impl Database {
     }
 
     /// Whether something committed is not in the bucket.
-    fn is_pending(&self) -> bool {
+    pub(crate) fn is_pending(&self) -> bool {
         Capture::is_behind(&self.shared, self.committed().as_ref()) || self.shared.frozen() > self.shared.durable()
     }
 
@@ -116,7 +123,7 @@ impl Database {
                 Some(Appended::Durable(id)) => {
                     *self.last_error.lock() = None;
                     log::debug!("{}: {} is durable", self.replica.place(), id.txid);
-                    self.outbox.remove(id.txid)?;
+                    self.remember_uploaded(id)?;
                 }
                 Some(Appended::Nothing) => return Ok(()),
                 Some(Appended::SteppedOver) => {}

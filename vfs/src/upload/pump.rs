@@ -13,6 +13,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, Result};
+use crate::per_process::PerProcess;
 
 /// Threads at the most; each may wait for one upload.
 const THREADS: usize = 8;
@@ -36,26 +37,13 @@ struct Queue {
     idle: usize,
 }
 
+#[derive(Default)]
 struct Pump {
-    pid: u32,
     queue: Mutex<Queue>,
     changed: Condvar,
 }
 
-static CURRENT: Mutex<Option<&'static Pump>> = Mutex::new(None);
-
-fn current() -> &'static Pump {
-    let pid = std::process::id();
-    let mut current = CURRENT.lock();
-    match *current {
-        Some(pump) if pump.pid == pid => pump,
-        _ => {
-            let pump = Box::leak(Box::new(Pump { pid, queue: Mutex::new(Queue::default()), changed: Condvar::new() }));
-            *current = Some(pump);
-            pump
-        }
-    }
-}
+static PUMP: PerProcess<Pump> = PerProcess::new();
 
 fn key(owner: &Arc<dyn Turn>) -> usize {
     Arc::as_ptr(owner).cast::<()>() as usize
@@ -63,7 +51,7 @@ fn key(owner: &Arc<dyn Turn>) -> usize {
 
 /// Asks for a turn of `owner` at `due` or earlier.
 pub(crate) fn call(owner: &Arc<dyn Turn>, due: Instant) -> Result<()> {
-    let pump = current();
+    let pump = PUMP.here();
     let mut queue = pump.queue.lock();
     let job =
         queue.jobs.entry(key(owner)).or_insert_with(|| Job { owner: Arc::downgrade(owner), due: None, running: false });
@@ -84,7 +72,7 @@ pub(crate) fn call(owner: &Arc<dyn Turn>, due: Instant) -> Result<()> {
 
 /// Forgets `owner`; a turn that is running ends on its own.
 pub(crate) fn forget(owner: &Arc<dyn Turn>) {
-    current().queue.lock().jobs.remove(&key(owner));
+    PUMP.here().queue.lock().jobs.remove(&key(owner));
 }
 
 fn serve(pump: &'static Pump) {

@@ -11,6 +11,7 @@ use fastrand::Rng;
 use proptest::prelude::{ProptestConfig, any, proptest};
 
 use super::*;
+use crate::cache::presence::UNIT_BYTES;
 use crate::page::TxId;
 use crate::replica::bed::{Bucket, Get, History, PAGE, content, indexes, name};
 use crate::replica::fetch::NoLocalObjects;
@@ -70,8 +71,13 @@ impl Bed {
         CacheFile::open(self.dir.path(), &self.main(), PageMap::open(self.dir.path())?, self.source())
     }
 
-    /// Applies one transaction's delta to the map, as after the checkpoint that wrote its pages.
+    /// Applies one transaction's delta to the map, as after the checkpoint that wrote its pages; all that was written is clean.
     fn merge(&self, cache: &CacheFile, txid: u64) {
+        self.merge_only(cache, txid);
+        cache.set_clean(cache.end_epoch());
+    }
+
+    fn merge_only(&self, cache: &CacheFile, txid: u64) {
         let listed = crate::replica::bed::run(self.replica.list()).unwrap();
         let listed = listed.into_iter().find(|object| object.name == name(0, txid, txid)).unwrap();
         cache.map().apply(&[crate::replica::bed::run(self.replica.index(&listed)).unwrap()]).unwrap();
@@ -278,6 +284,79 @@ fn a_cache_that_is_dropped_while_pages_are_fetched_ahead_lets_go_of_the_file_fir
 }
 
 #[test]
+fn what_a_checkpoint_wrote_is_not_evicted_before_its_epoch_is_clean() {
+    let mut bed = Bed::of(200);
+    let cache = bed.cold(None);
+    let evict = |pgno: u32| {
+        let (unit, stamp) = cache.pages.unit(Pgno(pgno));
+        cache.pages.evict(unit, stamp).unwrap()
+    };
+    let txid = bed.commit(200, [20]);
+    checkpoint(&cache, 20, &content(20, txid));
+    assert!(!evict(20), "written, and in no epoch that is clean");
+    let first = cache.end_epoch();
+    checkpoint(&cache, 40, &content(40, 1));
+    assert!(cache.has_unclean());
+    bed.merge_only(&cache, txid);
+    cache.set_clean(first);
+    assert!(evict(20));
+    assert!(!evict(40), "written after that epoch");
+    assert!(page(&cache, 20) == content(20, txid));
+    cache.set_clean(cache.end_epoch());
+    assert!(evict(40) && !cache.has_unclean());
+}
+
+/// Within the bound and the pages of one flight, whatever is read, and every page is right.
+#[test]
+fn a_bounded_cache_takes_no_more_than_it_may_and_reads_right() {
+    let bed = Bed::of(3000);
+    let caches = [bed.cold(None), bed.warm().unwrap()];
+    let limit = 64 * UNIT_BYTES;
+    for cache in &caches {
+        cache.bound(limit, Box::new(|| 10 * BYTES));
+    }
+    std::thread::scope(|scope| {
+        for (seed, cache) in caches.iter().chain(&caches).enumerate() {
+            scope.spawn(move || {
+                let mut rng = Rng::with_seed(seed as u64);
+                for _ in 0..40 {
+                    let from = rng.u32(1..3000);
+                    let pages = if rng.bool() { 1 } else { 200 };
+                    for pgno in from..(from + pages).min(3001) {
+                        assert!(page(cache, pgno) == content(pgno, 1), "page {pgno}");
+                    }
+                }
+            });
+        }
+    });
+    until("the end of what is fetched ahead", || bed.bucket.under_way().0 == 0);
+    let [one, two] = caches;
+    drop(two);
+    let present = u64::from(one.present()) * BYTES;
+    assert!(present <= limit, "{present} bytes are present");
+    one.recount();
+    assert_eq!(u64::from(one.present()) * BYTES, present);
+    let on_disk = one.pages.file.metadata().unwrap().blocks() * 512;
+    assert!(on_disk <= present + 32 * UNIT_BYTES, "{on_disk} bytes on disk for {present} that are present");
+}
+
+#[test]
+fn pages_that_are_used_stay_while_others_pass_through() {
+    let bed = Bed::of(3000);
+    let cache = bed.cold(None);
+    cache.bound(64 * UNIT_BYTES, Box::new(|| 0));
+    page(&cache, 1);
+    bed.bucket.take_gets();
+    let mut missed = 0;
+    for pgno in (100..3000).step_by(20) {
+        page(&cache, pgno);
+        page(&cache, 1);
+        missed += bed.bucket.take_gets().iter().filter(|get| get.range.clone().unwrap().start == 100).count();
+    }
+    assert_eq!(missed, 0);
+}
+
+#[test]
 fn those_who_wait_get_the_error_and_the_next_read_tries_again() {
     let bed = Bed::of(32);
     let cache = bed.cold(None);
@@ -402,6 +481,7 @@ fn a_fill_does_not_bring_back_what_was_replaced_and_evicted_meanwhile() {
         checkpoint(&cache, 20, &content(20, txid));
         cache.map().apply(&[index.unwrap()]).unwrap();
         let (unit, stamp) = cache.pages.unit(Pgno(20));
+        cache.set_clean(cache.end_epoch());
         assert!(cache.pages.evict(unit, stamp).unwrap());
     });
     assert!(got != first.state(1)[19], "the old page came back");
@@ -560,6 +640,7 @@ fn a_write_of_part_of_a_missing_page_keeps_the_rest_of_it() {
     assert!(page(&cache, 5) == expected);
     // From within a page on to the end of the next one.
     let (unit, stamp) = cache.pages.unit(Pgno(7));
+    cache.set_clean(cache.end_epoch());
     assert!(cache.pages.evict(unit, stamp).unwrap());
     checkpoint_bytes(&cache, 6 * BYTES + 50, 2 * BYTES - 50);
     assert!(page(&cache, 7)[..50] == content(7, 1)[..50]);
