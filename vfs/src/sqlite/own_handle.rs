@@ -210,9 +210,13 @@ impl WalIndex for OwnHandle {
 
     fn lock_write(&self) -> bool {
         let mut state = self.state.lock();
+        // Asked by the handle that has it, the base VFS grants it again.
+        if state.holds_write {
+            return false;
+        }
         let Some(OpenFile { file, .. }) = state.file.as_ref().filter(|_| state.region.is_some()) else { return false };
         let taken = file.shm_lock(ffi::SHM_WRITE, 1, ffi::SHM_LOCK | ffi::SHM_EXCLUSIVE) == ffi::OK;
-        state.holds_write |= taken;
+        state.holds_write = taken;
         taken
     }
 
@@ -322,6 +326,7 @@ mod tests {
     fn writers_are_out_while_the_engine_says_so_and_exclusive_waits() {
         let (_dir, db, own) = attached();
         assert!(own.lock_write());
+        assert!(!own.lock_write(), "two threads of the engine keep writers out at once");
         assert!(db.execute_batch("INSERT INTO t VALUES (1)").is_err());
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| own.suspend());
