@@ -208,6 +208,11 @@ impl CacheFile {
         self.pages.room.get().map_or(Ok(true), |room| room.make(&self.pages, more))
     }
 
+    /// The same for bytes that are about to be written.
+    pub(crate) fn take_room(&self, bytes: u64) -> Result<bool> {
+        self.pages.room.get().map_or(Ok(true), |room| room.take(&self.pages, bytes))
+    }
+
     /// What everything local may take, and takes, in bytes; `None` where there is no bound.
     pub(crate) fn bounds(&self) -> Option<(u64, u64)> {
         self.pages.room.get().map(|room| (room.limit(), room.used(&self.pages)))

@@ -67,12 +67,16 @@ impl Room {
         pages.present_bytes() + self.others()
     }
 
-    /// Sees to it that `more` bytes have room, by eviction. Returns whether they have.
+    /// Sees to it that `more` bytes would have room, by eviction. Returns whether they have.
     pub(crate) fn make(&self, pages: &Pages, more: u64) -> Result<bool> {
         let over = (self.used(pages) + more).saturating_sub(self.limit);
-        let has_room = over == 0 || pages.evict_some(over + self.limit / SLACK)? >= over;
+        Ok(over == 0 || pages.evict_some(over + self.limit / SLACK)? >= over)
+    }
+
+    /// The same for bytes that are about to be written: they count from now on, and show in the next measurement.
+    pub(crate) fn take(&self, pages: &Pages, more: u64) -> Result<bool> {
+        let has_room = self.make(pages, more)?;
         if has_room && let Some((_, bytes)) = &mut *self.measured.lock() {
-            // What is about to be written shows in the next measurement.
             *bytes += more;
         }
         Ok(has_room)

@@ -47,6 +47,8 @@ impl Database {
             _ => self.generation_of(id.txid)?,
         };
         self.pending.add(&pending(&envelope, generation), &self.outbox.read(&id)?)?;
+        // Where the map was built with it before it was sent: from here on its pages are read from the bucket.
+        self.cache.map().uploaded(&ObjectName::delta(id.txid), generation);
         self.outbox.remove(id.txid)
     }
 
@@ -193,7 +195,7 @@ impl Database {
     /// # Errors
     /// [`ErrorKind::Full`] when they have none in time.
     pub(crate) fn wait_to_write(&self, bytes: u64) -> Result<()> {
-        if self.cache.make_room(bytes)? || self.wait_for_room(bytes)? { Ok(()) } else { Err(self.no_room()) }
+        if self.cache.take_room(bytes)? || self.wait_for_room(bytes)? { Ok(()) } else { Err(self.no_room()) }
     }
 
     /// Waits as long as anything is being sent, or may be checkpointed, that would make room. Returns whether there is.

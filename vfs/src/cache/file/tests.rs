@@ -284,6 +284,20 @@ fn a_cache_that_is_dropped_while_pages_are_fetched_ahead_lets_go_of_the_file_fir
 }
 
 #[test]
+fn room_that_is_asked_for_does_not_count_until_it_is_taken() {
+    let bed = Bed::of(10);
+    let cache = bed.cold(None);
+    let limit = 1 << 30;
+    cache.bound(limit, Box::new(|| 0));
+    for _ in 0..100 {
+        assert!(cache.make_room(limit / 4).unwrap(), "what may be written at most is not written");
+    }
+    // The measurement that both count on may be made anew in between, once.
+    let taken = (0..20).filter(|_| cache.take_room(limit / 4).unwrap()).count();
+    assert!((3..=8).contains(&taken), "{taken}");
+}
+
+#[test]
 fn what_a_checkpoint_wrote_is_not_evicted_before_its_epoch_is_clean() {
     let mut bed = Bed::of(200);
     let cache = bed.cold(None);
