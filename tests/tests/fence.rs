@@ -152,6 +152,7 @@ fn a_commit_that_waits_through_a_freeze_is_an_error_and_kept_aside() {
     let error = a.finished("commit").1.unwrap_err();
     assert_eq!(error.code, FENCED, "{error}");
     assert_eq!(one.conflicts().len(), 1);
+    assert!(one.log().contains(&one.conflicts()[0].display().to_string()), "{}", one.log());
     let kept: Vec<i64> = bed.judge.rows_kept(&one.conflicts()[0]).into_keys().collect();
     assert_eq!(kept, [1]);
     a.quit();

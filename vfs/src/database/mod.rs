@@ -294,17 +294,14 @@ impl Database {
             // The commit is in the WAL; whether it has a place in the log is known once the lease is.
             self.resume_right().inspect_err(|e| self.poison(e))?;
         }
-        match durability {
-            Durability::Background => {
-                self.call_uploader(Instant::now() + self.until_due(now).max(GATHER));
-                Ok(())
-            }
-            Durability::Strict => Ok(()),
-            Durability::Commit => self.wait_until_durable(self.commit_timeout()).inspect_err(|e| {
-                self.note_error(e);
-                self.poison(e);
-            }),
+        if durability == Durability::Background {
+            self.call_uploader(Instant::now() + self.until_due(now).max(GATHER));
+            return Ok(());
         }
+        self.wait_until_durable(self.commit_timeout()).inspect_err(|e| {
+            self.note_error(e);
+            self.poison(e);
+        })
     }
 
     /// Whether COMMIT_PHASETWO may wait for the bucket.
@@ -360,13 +357,7 @@ impl Database {
         }
         waiting::forget(self);
         match self.flush(self.commit_timeout()) {
-            Err(e) => {
-                // What only the WAL holds so far is counted, and kept, with the rest.
-                if let Err(e) = self.save_captured(RESET_WAIT) {
-                    self.note_error(&e);
-                }
-                self.report_unsent("closed", &e);
-            }
+            Err(e) => self.report_unsent("closed", &e),
             Ok(_) => {
                 if let Err(e) = self.leave() {
                     self.note_error(&e);

@@ -580,11 +580,15 @@ impl Opening<'_> {
         state.behind = false;
         state.protocol.ttl_ms = self.config.lease_ttl.as_millis() as u64;
         state.save(&self.layout.state())?;
-        let capture = Capture::open(&self.layout, &self.outbox)?;
+        let mut capture = Capture::open(&self.layout, &self.outbox)?;
         if without_wal {
             capture.forget_applied()?;
         }
         let position = capture.recover(&self.shared, capture.committed_in_file()?.as_ref())?;
+        if !self.layout.wal().exists() {
+            // The generation of what is unsent went with it; the next one follows, and is not a WAL that somebody else reset.
+            capture.save(&self.shared, None)?;
+        }
         driver::publish(&self.shared, &state);
         self.shared.set_frozen_pages(position.pages);
         Ok(Ready { cache, state, cold })

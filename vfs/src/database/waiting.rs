@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::{CAPTURE_WAIT, Database};
+use super::{CAPTURE_WAIT, Database, RESET_WAIT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::log;
 use crate::page::TxId;
@@ -14,6 +14,9 @@ use crate::per_process::PerProcess;
 
 /// How often a waiter looks whether another process has settled its upload.
 const POLL: Duration = Duration::from_millis(1);
+
+/// How long a waiter that was overtaken waits until its commits are kept aside.
+const KEEP_WAIT: Duration = Duration::from_secs(5);
 
 static OPEN: PerProcess<Mutex<Vec<Weak<Database>>>> = PerProcess::new();
 
@@ -61,7 +64,18 @@ impl Database {
             }
         });
         self.urgent.fetch_sub(1, Ordering::SeqCst);
-        result
+        match result {
+            Err(e) if e.kind() == ErrorKind::Fenced => Err(self.where_kept(e)),
+            result => result,
+        }
+    }
+
+    /// The error of a fenced database, once its commits are kept aside; whoever does that has the upload lock.
+    fn where_kept(&self, error: Error) -> Error {
+        match self.uploader.lock_within(KEEP_WAIT, "the upload lock") {
+            Ok(_uploader) => self.check_poison().err().unwrap_or(error),
+            Err(_) => error,
+        }
     }
 
     /// The serial of the capture that will hold, or holds, what is committed now. (Not a TXID: a delta may be
@@ -84,6 +98,10 @@ impl Database {
 
     /// Says at a close, or at SIGTERM, how much the bucket does not have, and where it is.
     pub(super) fn report_unsent(&self, when: &str, error: &Error) {
+        // What only the WAL holds so far is counted, and kept, with the rest.
+        if let Err(e) = self.save_captured(RESET_WAIT) {
+            self.note_error(&e);
+        }
         let durable = self.shared.durable();
         let kept = self.outbox().list().unwrap_or_default();
         let deltas: u64 = kept.iter().filter(|kept| kept.id.txid > durable).map(|kept| kept.id.size).sum();
