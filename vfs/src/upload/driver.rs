@@ -338,6 +338,12 @@ impl Database {
                         pause = PAUSE;
                     }
                     answer = remote.execute(request)?;
+                    if answer == Answer::Unknown {
+                        // Shown in the status while it is tried again; logged if time runs out.
+                        let why = remote.why.take();
+                        *self.last_error.lock() = why.as_ref().map(ToString::to_string);
+                        remote.why.set(why);
+                    }
                 }
             }
         }
