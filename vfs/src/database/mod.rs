@@ -8,6 +8,7 @@ mod adopt;
 mod exclusive;
 pub(crate) mod forked;
 mod hot;
+mod hot_writer;
 mod hydrate;
 mod open;
 mod status;
@@ -127,6 +128,7 @@ pub(crate) struct Database {
     /// Deltas that are in the bucket and not in the page map yet, and the epochs of checkpoints that wait for them.
     pub(crate) pending: PendingDeltas,
     hydration: hydrate::Hydration,
+    hot: hot_writer::HotWriter,
     pub(crate) epochs: Mutex<VecDeque<(u64, TxId)>>,
     /// Held for the whole life: shared with the other processes that have the database open.
     members: std::fs::File,

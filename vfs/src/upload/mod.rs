@@ -95,6 +95,7 @@ impl Database {
                 self.append_all(Instant::now() + APPEND_WAIT)?;
                 self.group.settled(joined);
                 self.update_map()?;
+                self.refresh_hot_index();
             }
         }
         let is_pending = self.is_pending();
