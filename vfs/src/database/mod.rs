@@ -11,6 +11,7 @@ mod hot;
 mod hot_writer;
 mod hydrate;
 mod open;
+mod save_ahead;
 mod status;
 mod strict;
 mod waiting;
@@ -150,6 +151,7 @@ pub(crate) struct Database {
     pub(crate) urgent: AtomicU32,
     pub(crate) settled: (Mutex<()>, Condvar),
     pub(crate) group: Group,
+    ahead: Arc<save_ahead::SaveAhead>,
     held_back: Mutex<Option<Instant>>,
     holds: AtomicU32,
     pub(crate) failures: AtomicU32,
@@ -170,6 +172,7 @@ impl Database {
         let database = Arc::new(open::open(&request)?);
         // The cell is new, so this is the one time that it is set.
         let _ = database.me.set(Arc::downgrade(&database));
+        database.ahead.belongs_to(&database);
         forked::EVER_OPENED.store(true, Ordering::Relaxed);
         let me = Arc::downgrade(&database);
         database.cache.on_moved(move |why| me.upgrade().map_or(Ok(()), |database| database.plan_anew(why)));
@@ -366,6 +369,8 @@ impl Database {
                 }
             }
         }
+        self.ahead.finish();
+        pump::forget(&(Arc::clone(&self.ahead) as Arc<dyn Turn>));
         if let Some(turn) = self.as_turn() {
             pump::forget(&turn);
         }
@@ -435,6 +440,7 @@ impl Database {
     /// Saves everything committed, so that the WAL may go.
     fn save_captured(&self, limit: Duration) -> Result<()> {
         self.check_process()?;
+        self.ahead.finish();
         let mut capture = self.capture.lock_within(limit, "the capture lock")?;
         let committed = match self.committed() {
             Some(committed) => Some(committed),

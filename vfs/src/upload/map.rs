@@ -187,7 +187,7 @@ impl Database {
     /// # Errors
     /// [`ErrorKind::Full`] when there is none at all in time.
     pub(crate) fn wait_to_begin(&self) -> Result<()> {
-        let Some((limit, _)) = self.cache.bounds() else { return Ok(()) };
+        let Some(limit) = self.cache.limit() else { return Ok(()) };
         if self.wait_for_room(limit / RESERVE)? || self.has_room(0)? { Ok(()) } else { Err(self.no_room()) }
     }
 
