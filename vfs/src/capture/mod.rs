@@ -385,7 +385,7 @@ impl Capture {
         if let Some(file) = self.wal_file()?
             && let Some(span) = span(&file, &position, committed, &self.name())?
         {
-            span.frames(&file, &self.name()).walk(|pgno, _| pages.extend([pgno]), |_| Ok(()))?;
+            span.frames(&file, &self.name()).walk(|pgno, _| pages.extend([pgno]))?;
         }
         Ok(pages)
     }
