@@ -92,6 +92,11 @@ unsafe extern "C" fn read(file: *mut RawFile, into: *mut c_void, bytes: c_int, o
                     // SAFETY: the read filled the buffer, with zeros where the file ended.
                     unmask(unsafe { std::slice::from_raw_parts_mut(into.cast(), bytes as usize) }, offset as u64);
                 }
+                if code == ffi::OK {
+                    // SAFETY: the read filled the buffer.
+                    c.database
+                        .has_read(offset as u64, unsafe { std::slice::from_raw_parts(into.cast(), bytes as usize) });
+                }
                 code
             }
             Err(error) => c.refuse(Callback::Read, &error),
