@@ -360,6 +360,24 @@ impl CacheFile {
         Err(self.restless(first))
     }
 
+    /// Whether pages of it may be mapped at all: only where this process has no bound, and so evicts nothing.
+    pub(crate) fn may_map(&self) -> bool {
+        self.pages.room.get().is_none()
+    }
+
+    /// Whether these bytes may be read through a mapping of the file for as long as it is open. Never of page 1, whose first bytes
+    /// are masked; from the first yes on no process evicts anything until all have closed the database.
+    pub(crate) fn may_map_bytes(&self, range: &Range<u64>) -> bool {
+        let Some((first, last)) = self.pages.pages(range) else { return false };
+        let total = self.total().bytes(self.page_size());
+        self.may_map() && first > Pgno::ONE && range.end <= total && self.pages.presence.keep_mapped(first, last)
+    }
+
+    /// For the process that has the database open alone.
+    pub(crate) fn nothing_is_mapped(&self) {
+        self.pages.presence.nothing_is_mapped();
+    }
+
     /// Sees to it that a page is present.
     ///
     /// # Errors
