@@ -16,6 +16,7 @@
 //! | `request_timeout` | duration, 100 ms to 10 min: how long a request may go without an answer before it is made again, and how long a writer waits for the lease | `10s` | refused |
 //! | `commit_timeout` | duration, 100 ms to 1 h: how long a COMMIT (`commit`, `strict`), `gcs_flush` and a close wait for the bucket | `30s` | refused |
 //! | `probe` | `auto`, `on` or `off`: whether the first write of a process checks that the bucket honours conditions; `auto`: unless it is the real Cloud Storage, or a directory | `auto` | - |
+//! | `retention` | duration: up to which age states can be opened | `24h` | the newest state, and what the 10 minutes before a delete keep |
 //! | `sigterm` | `flush` or `ignore` | `ignore` | - |
 //!
 //! Durations take `ms`, `s`, `m`, `h`; sizes take `KB`, `MB`, `GB` (powers of 1024) or plain bytes.
@@ -92,6 +93,8 @@ pub struct Config {
     pub commit_timeout: Duration,
     /// Whether the first write checks that the bucket honours conditions; `None`: where it is a stand-in for Cloud Storage.
     pub probe: Option<bool>,
+    /// Up to which age states are kept openable.
+    pub retention: Duration,
     /// Whether SIGTERM uploads what is committed before the process ends.
     pub sigterm_flush: bool,
 }
@@ -100,7 +103,7 @@ pub struct Config {
 const LEAST_CACHE: u64 = 1 << 20;
 
 /// The names that a URI may carry, as an error message lists them.
-const NAMES: &str = "bucket, cache_size, commit_timeout, durability, flush_interval, hydrate, lease_ttl, page_size, probe, request_timeout, sigterm";
+const NAMES: &str = "bucket, cache_size, commit_timeout, durability, flush_interval, hydrate, lease_ttl, page_size, probe, request_timeout, retention, sigterm";
 
 impl Config {
     /// Parses the parameters of a URI over the values of the environment (`env` looks up one variable).
@@ -167,6 +170,7 @@ impl Config {
             Some("off") => Some(false),
             Some(text) => return Err(refuse_value("probe", text, "auto, on or off")),
         };
+        let retention = duration("retention", value("retention"), Duration::from_secs(86_400))?;
         let sigterm_flush = match value("sigterm").as_deref() {
             None | Some("ignore") => false,
             Some("flush") => true,
@@ -183,6 +187,7 @@ impl Config {
             request_timeout,
             commit_timeout,
             probe,
+            retention,
             sigterm_flush,
         })
     }
@@ -268,6 +273,7 @@ mod tests {
             (vec![bucket, ("request_timeout", "5ms")], "request_timeout", "100ms"),
             (vec![bucket, ("commit_timeout", "2h")], "commit_timeout", "1h"),
             (vec![bucket, ("probe", "1")], "probe", "auto, on or off"),
+            (vec![bucket, ("retention", "1d")], "retention", "h"),
             (vec![bucket, ("sigterm", "1")], "sigterm", "flush"),
         ] {
             let error = parse(&parameters, &[]).expect_err("a refusal");

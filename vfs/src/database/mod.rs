@@ -44,6 +44,7 @@ use crate::protocol::ObjectId;
 use crate::replica::names::Replica;
 use crate::store;
 use crate::upload::group::Group;
+use crate::upload::history::Keeper;
 use crate::upload::pump::{self, Turn};
 
 /// How long a reset of the WAL waits for the capture lock before it is put off.
@@ -130,6 +131,7 @@ pub(crate) struct Database {
     pub(crate) epochs: Mutex<VecDeque<(u64, TxId)>>,
     /// Held for the whole life: shared with the other processes that have the database open.
     members: std::fs::File,
+    pub(crate) keeper: Arc<Keeper>,
     index: Mutex<Option<Arc<dyn WalIndex>>>,
     exclusive: Mutex<ExclusiveWal>,
     opened: open::Cost,
@@ -168,6 +170,7 @@ impl Database {
         let database = Arc::new(open::open(&request)?);
         // The cell is new, so this is the one time that it is set.
         let _ = database.me.set(Arc::downgrade(&database));
+        database.keeper.serve(Arc::downgrade(&database));
         forked::EVER_OPENED.store(true, Ordering::Relaxed);
         let me = Arc::downgrade(&database);
         database.cache.on_moved(move |why| me.upgrade().map_or(Ok(()), |database| database.plan_anew(why)));
@@ -355,6 +358,7 @@ impl Database {
         if self.is_inherited() {
             return;
         }
+        self.keeper.stop();
         waiting::forget(self);
         match self.flush(self.commit_timeout()) {
             Err(e) => self.report_unsent("closed", &e),
@@ -367,6 +371,7 @@ impl Database {
         if let Some(turn) = self.as_turn() {
             pump::forget(&turn);
         }
+        pump::forget(&(Arc::clone(&self.keeper) as Arc<dyn Turn>));
     }
 
     /// Our own handle's view of the wal-index.

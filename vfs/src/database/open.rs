@@ -54,6 +54,7 @@ use crate::store;
 use crate::store::url::BucketUrl;
 use crate::upload::driver;
 use crate::upload::group::Group;
+use crate::upload::history::Keeper;
 use crate::words::NotUsable;
 
 /// How long an open waits for another process that is preparing the same database.
@@ -163,6 +164,12 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         lease_lane: HostMutex::new(&lock, LockByte::Lease, ())?,
         state_lock: HostMutex::new(&lock, LockByte::State, ())?,
         members,
+        keeper: Arc::new(Keeper::new(
+            opening.replica.clone(),
+            opening.layout.dir().to_owned(),
+            opening.config.retention,
+            HostMutex::new(&lock, LockByte::History, ())?,
+        )),
         index: Mutex::new(None),
         exclusive: Mutex::default(),
         opened,
