@@ -33,11 +33,12 @@
 //! # Bounds
 //! **Objects.** After a step that had nothing to do, any listing made by this policy has at most
 //! ```text
-//! 100 + S + R + G + Z
+//! 100 + S + R + G + Z + M
 //! S  seals (empty deltas, and the first delta): never deleted
 //! R  for older states: what the plans of the states in the table need beside the newest state's
 //! G  merged already, but what covers them is younger than 10 minutes (as of the last step)
 //! Z  objects of stalled writers that no single object covers yet; the next snapshot covers them
+//! M  objects newer than the last checkpoint of the host that makes the steps: it may yet read pages of that state
 //! ```
 //! The 100 are the chain: the base, 34 objects, and a tail of 63. The states in the table are the deltas of the last 10
 //! minutes, about one per minute or 64 deltas in the hour, and about one per 10 minutes or 1,280 deltas in the retention. Counted
