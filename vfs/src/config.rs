@@ -6,6 +6,7 @@
 //!
 //! | name | value | default | zero means |
 //! |---|---|---|---|
+//! | `at` | a time (RFC 3339), a TXID, or how long ago (`-15m`); in the URI only | none: the live database | - |
 //! | `bucket` | `gs://bucket[/prefix]` or `file:///dir` | none: required | - |
 //! | `durability` | `background`, `commit` or `strict` | `background` | - |
 //! | `flush_interval` | duration | `1s` | every commit is sent at once |
@@ -72,6 +73,8 @@ pub enum Hydrate {
 /// The settings of one database.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
+    /// Which state of the past to open, as it was given; `None`: the live database.
+    pub at: Option<String>,
     /// Where the objects lie: `gs://bucket[/prefix]` or `file:///dir`.
     pub bucket: String,
     /// When a COMMIT returns.
@@ -103,7 +106,7 @@ pub struct Config {
 const LEAST_CACHE: u64 = 1 << 20;
 
 /// The names that a URI may carry, as an error message lists them.
-const NAMES: &str = "bucket, cache_size, commit_timeout, durability, flush_interval, hydrate, lease_ttl, page_size, probe, request_timeout, retention, sigterm";
+const NAMES: &str = "at, bucket, cache_size, commit_timeout, durability, flush_interval, hydrate, lease_ttl, page_size, probe, request_timeout, retention, sigterm";
 
 impl Config {
     /// Parses the parameters of a URI over the values of the environment (`env` looks up one variable).
@@ -176,7 +179,10 @@ impl Config {
             Some("flush") => true,
             Some(text) => return Err(refuse_value("sigterm", text, "flush or ignore")),
         };
+        // Not from the environment: it would hide every live database.
+        let at = parameters.iter().find(|(name, text)| name == "at" && !text.is_empty()).map(|(_, at)| at.clone());
         Ok(Config {
+            at,
             bucket,
             cache_size,
             hydrate,

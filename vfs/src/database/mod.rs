@@ -7,9 +7,11 @@
 mod adopt;
 mod exclusive;
 pub(crate) mod forked;
+mod history;
 mod hot;
 mod hydrate;
 mod open;
+pub(crate) mod past;
 mod status;
 mod strict;
 mod waiting;
@@ -105,6 +107,13 @@ pub(crate) struct OpenRequest {
     pub(crate) parameters: Vec<(String, String)>,
     /// SQLITE_OPEN_CREATE was given.
     pub(crate) create: bool,
+}
+
+impl OpenRequest {
+    /// Whether a state of the past is asked for.
+    pub(crate) fn wants_the_past(&self) -> bool {
+        self.parameters.iter().any(|(name, value)| name == "at" && !value.is_empty())
+    }
 }
 
 /// One database of this process, shared by its connections.
