@@ -3,7 +3,6 @@
 //! The bucket's clock is put ahead where deletes are to come, which else begin ten minutes after a merge.
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -171,23 +170,27 @@ fn a_kill_at_any_request_of_the_history_leaves_a_whole_replica() {
     let mut rng = fastrand::Rng::with_seed(7);
     bed.proxy.set_clock_ahead(HOURS);
     let settings = "flush_interval=0&retention=0";
-    for n in 1..=6u64 {
+    let cuts = [
+        (Class::Put, 1, Fault::Stall),
+        (Class::Put, 1, Fault::StallAfter),
+        (Class::Delete, 1, Fault::Stall),
+        (Class::Delete, 2, Fault::StallAfter),
+        (Class::Put, 1, Fault::StallAfter),
+        (Class::Delete, 20, Fault::StallAfter),
+    ];
+    for (n, (class, at, fault)) in (1..).zip(cuts) {
         let mut session = begin(&bed, "a", settings);
-        let seen = Arc::new(AtomicU64::new(0));
-        let counting = Arc::clone(&seen);
-        let fault = if n % 2 == 0 { Fault::Stall } else { Fault::StallAfter };
-        // The first of a merge, or of the deletes, or one in their midst.
-        let at = [1, 2, 3, 20][n as usize / 2 % 4];
+        let seen = AtomicU64::new(0);
         bed.proxy.rule(move |request| {
-            let counts = is_of_the_history(request) && (n % 3 == 0 || request.class == Class::Put);
-            (counts && counting.fetch_add(1, Ordering::SeqCst) + 1 == at.min(if n % 3 == 0 { 20 } else { 2 }))
-                .then(|| fault.clone())
+            let counts = request.class == class && is_of_the_history(request);
+            (counts && seen.fetch_add(1, Ordering::SeqCst) + 1 == at).then(|| fault.clone())
         });
         for _ in 0..70 {
             commit(&mut session, &mut rng);
         }
         rest(&bed);
         let now = content(&mut session);
+        assert!(bed.proxy.wait_for_stalled(n), "{n} met no request of the history");
         session.kill();
         bed.proxy.heal();
         assert_eq!(restored(&bed, Point::Newest), now, "killed at {n}");
