@@ -24,7 +24,7 @@ pub(crate) mod position;
 pub(crate) mod saved;
 pub(crate) mod wal;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
@@ -374,6 +374,18 @@ impl Capture {
             && let Some(span) = span(&file, &Position::default(), Some(committed), &self.name())?
         {
             span.frames(&file, &self.name()).walk(|pgno, _| pages.push(pgno))?;
+        }
+        Ok(pages)
+    }
+
+    /// The pages that are committed in the WAL and not captured.
+    pub(crate) fn ahead(&self, shared: &Shared, committed: Option<&Committed>) -> Result<HashSet<Pgno>> {
+        let position = self.catch_up(shared, committed)?;
+        let mut pages = HashSet::new();
+        if let Some(file) = self.wal_file()?
+            && let Some(span) = span(&file, &position, committed, &self.name())?
+        {
+            span.frames(&file, &self.name()).walk(|pgno, _| pages.extend([pgno]))?;
         }
         Ok(pages)
     }

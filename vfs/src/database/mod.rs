@@ -9,6 +9,7 @@ mod exclusive;
 pub(crate) mod forked;
 mod history;
 mod hot;
+mod hot_writer;
 mod hydrate;
 mod open;
 pub(crate) mod past;
@@ -138,6 +139,7 @@ pub(crate) struct Database {
     /// Deltas that are in the bucket and not in the page map yet, and the epochs of checkpoints that wait for them.
     pub(crate) pending: PendingDeltas,
     hydration: hydrate::Hydration,
+    hot: hot_writer::HotWriter,
     pub(crate) epochs: Mutex<VecDeque<(u64, TxId)>>,
     /// Held for the whole life: shared with the other processes that have the database open.
     members: std::fs::File,

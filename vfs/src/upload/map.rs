@@ -50,6 +50,7 @@ impl Database {
         self.keeper.appended(id, generation, envelope.timestamp_ms);
         // Where the map was built with it before it was sent: from here on its pages are read from the bucket.
         self.cache.map().uploaded(&ObjectName::delta(id.txid), generation);
+        self.note_appended(id);
         self.outbox.remove(id.txid)
     }
 
