@@ -277,6 +277,7 @@ impl Session {
         let begun = Instant::now();
         let mut written = Written::default();
         while written.acknowledged.len() < rows
+            && !written.done
             && let Some(line) = self.next(limit.saturating_sub(begun.elapsed()))
         {
             written.note(line);
@@ -286,16 +287,20 @@ impl Session {
 
     /// Waits for the end of what [`Session::begin_write`] began, or of the process.
     pub fn end_write(&mut self, load: &Load) -> Written {
+        let mut written = Written::default();
+        self.end_write_after(&mut written, load);
+        written
+    }
+
+    /// The same after [`Session::follow_write`], whose answer it adds to.
+    pub fn end_write_after(&mut self, written: &mut Written, load: &Load) {
         let limit = PATIENCE + Duration::from_secs_f64(load.seconds + load.timeout);
         let begun = Instant::now();
-        let mut written = Written::default();
-        while let Some(line) = self.next(limit.saturating_sub(begun.elapsed())) {
+        while !written.done
+            && let Some(line) = self.next(limit.saturating_sub(begun.elapsed()))
+        {
             written.note(line);
-            if written.done {
-                break;
-            }
         }
-        written
     }
 
     /// Sends a signal to the application.

@@ -34,6 +34,15 @@ struct Plan {
     faults: bool,
 }
 
+/// Says at its end that all is over.
+struct OverAtLast<'a>(&'a AtomicBool);
+
+impl Drop for OverAtLast<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Runs the plan and returns, per host, what it wrote.
 fn run(bed: &Bed, plan: &Plan, seed: u64) -> Vec<(Host, Vec<Written>)> {
     eprintln!("seed {seed}");
@@ -43,6 +52,8 @@ fn run(bed: &Bed, plan: &Plan, seed: u64) -> Vec<(Host, Vec<Written>)> {
     first.quit();
     let (rounds, next, over) = (AtomicU32::new(0), AtomicI64::new(0), AtomicBool::new(false));
     let written = thread::scope(|scope| {
+        // Also when a host's thread panics.
+        let _over = OverAtLast(&over);
         if plan.faults {
             scope.spawn(|| break_things(bed, seed, &over));
         }
@@ -54,9 +65,7 @@ fn run(bed: &Bed, plan: &Plan, seed: u64) -> Vec<(Host, Vec<Written>)> {
                 scope.spawn(move || (host.clone(), live(&host, plan, random, rounds, next)))
             })
             .collect();
-        let written: Vec<_> = hosts.into_iter().map(|host| host.join().unwrap()).collect();
-        over.store(true, Ordering::SeqCst);
-        written
+        hosts.into_iter().map(|host| host.join().unwrap()).collect::<Vec<_>>()
     });
     bed.proxy.heal();
     bed.proxy.release();
@@ -91,10 +100,7 @@ fn live(host: &Host, plan: &Plan, mut random: fastrand::Rng, rounds: &AtomicU32,
                 session.signal(Signal::SIGSTOP);
                 thread::sleep(Duration::from_secs_f64(if random.bool() { 0.3 } else { 8.0 }));
                 session.signal(Signal::SIGCONT);
-                let rest = session.end_write(&load);
-                written.acknowledged.extend(rest.acknowledged);
-                written.failed.extend(rest.failed);
-                written.done = rest.done;
+                session.end_write_after(&mut written, &load);
                 written
             }
             End::Killed | End::KilledAndWiped => {
@@ -102,9 +108,7 @@ fn live(host: &Host, plan: &Plan, mut random: fastrand::Rng, rounds: &AtomicU32,
                 let mut written =
                     session.follow_write(random.usize(..40), Duration::from_secs_f64(random.f64() * 12.0));
                 session.signal(Signal::SIGKILL);
-                let rest = session.end_write(&load);
-                written.acknowledged.extend(rest.acknowledged);
-                written.failed.extend(rest.failed);
+                session.end_write_after(&mut written, &load);
                 assert!(session.wait(Duration::from_secs(10)).is_none());
                 written
             }
