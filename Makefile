@@ -10,7 +10,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 # Of the demos and packages: release or dev.
 PROFILE ?= release
 # Where the demo listens; with DEMO_ONCE=1 it is driven by curl instead, and ends.
-export PORT ?= 8080
+PORT ?= 8080
 DEMO_ONCE ?=
 # For every cargo command; CI passes --locked.
 CARGO_FLAGS ?=
@@ -36,7 +36,7 @@ help: ## Shows this list
 demo: ## Runs the guestbook at http://localhost:8080 (PORT=) on a local bucket, and says what to try
 	@echo '== building (the first time takes minutes)'
 	cargo build $(CARGO_FLAGS) --profile $(PROFILE) --package guestbook
-	@examples/guestbook/demo $(built)/guestbook $(TARGET)/demo$(if $(DEMO_ONCE),-once once)
+	@PORT=$(PORT) examples/guestbook/demo $(built)/guestbook $(TARGET)/demo$(if $(DEMO_ONCE),-once once)
 
 cities: ## Loads 170,000 cities into a local bucket, forgets the local files, opens cold, asks questions
 	@echo '== building (the first time takes minutes)'
@@ -61,7 +61,7 @@ test: setup fmt lint doc loadable ## Everything that must hold before a change l
 	@$(MAKE) --no-print-directory demo PROFILE=dev DEMO_ONCE=1
 	@$(MAKE) --no-print-directory cities packages deploy PROFILE=dev
 	@export SQLITE_GCS_TEST_EXTENSION=$(TARGET)/debug/libsqlite_gcs.so; status=0; \
-	export SQLITE_GCS_TEST_PACKAGES=$(TARGET)/debug/packages; \
+	export SQLITE_GCS_TEST_PACKAGES=$(TARGET)/debug/packages SQLITE_GCS_TEST_GUESTBOOK=$(TARGET)/debug/guestbook; \
 	cargo test $(CARGO_FLAGS) $(others) --no-fail-fast 2>&1 | tee $(TARGET)/test.log || status=$$?; \
 	tests/summary $(TARGET)/test.log; \
 	exit $$status
