@@ -56,14 +56,15 @@ use crate::store;
 use crate::store::url::BucketUrl;
 use crate::upload::driver;
 use crate::upload::group::Group;
+use crate::upload::history::Keeper;
 use crate::words::NotUsable;
 
 /// How long an open waits for another process that is preparing the same database.
 const PREPARE_WAIT: Duration = Duration::from_secs(60);
 /// How long an open waits for one answer of the bucket.
-const OPEN_WAIT: Duration = Duration::from_secs(60);
+pub(super) const OPEN_WAIT: Duration = Duration::from_secs(60);
 /// How long a read of SQLite's waits for the bucket.
-const READ_WAIT: Duration = Duration::from_secs(30);
+pub(super) const READ_WAIT: Duration = Duration::from_secs(30);
 
 /// What the open cost.
 #[derive(Clone, Copy, Debug)]
@@ -113,13 +114,7 @@ enum MainFile {
 pub(super) fn open(request: &OpenRequest) -> Result<Database> {
     let started = Instant::now();
     let config = Config::parse(&request.parameters, |name| std::env::var(name).ok())?;
-    let name = request.path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
-        let path = request.path.display();
-        Error::new(ErrorKind::Configuration, format!("{path}: the file's name is not UTF-8, so no object can have it"))
-    })?;
-    let url: BucketUrl = config.bucket.parse()?;
-    url.join(name)?;
-    let replica = Replica::new(store::open(&url, store_config(&config)), name);
+    let replica = replica_of(&config, &request.path)?;
     let layout = Layout::of(&request.path);
     let had_directory = layout.dir().exists();
     layout.create()?;
@@ -172,6 +167,12 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         lease_lane: HostMutex::new(&lock, LockByte::Lease, ())?,
         state_lock: HostMutex::new(&lock, LockByte::State, ())?,
         members,
+        keeper: Arc::new(Keeper::new(
+            opening.replica.clone(),
+            opening.layout.dir().to_owned(),
+            opening.config.retention,
+            HostMutex::new(&lock, LockByte::History, ())?,
+        )),
         index: Mutex::new(None),
         exclusive: Mutex::default(),
         opened,
@@ -680,6 +681,17 @@ impl Opening<'_> {
         let bytes = self.outbox.read(&envelope.id)?;
         ObjectIndex::decode(ObjectName::delta(envelope.id.txid), None, envelope.id.size, &bytes, &bytes)
     }
+}
+
+/// The replica of the database at a path.
+pub(super) fn replica_of(config: &Config, path: &Path) -> Result<Replica> {
+    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
+        let path = path.display();
+        Error::new(ErrorKind::Configuration, format!("{path}: the file's name is not UTF-8, so no object can have it"))
+    })?;
+    let url: BucketUrl = config.bucket.parse()?;
+    url.join(name)?;
+    Ok(Replica::new(store::open(&url, store_config(config)), name))
 }
 
 /// An attempt has the request timeout; failures are repeated for twice as long.
