@@ -12,6 +12,7 @@ mod hot;
 mod hydrate;
 mod open;
 pub(crate) mod past;
+mod rewind;
 mod status;
 mod strict;
 mod waiting;
@@ -398,14 +399,12 @@ impl Database {
     /// object in it. Not to be called from a callback of SQLite's that holds WRITE or READ1 to READ4 exclusively.
     pub(crate) fn apply<R: std::io::Read>(&self, delta: Decoder<R>, id: ObjectId) -> Result<Outcome> {
         let Some(index) = self.index.lock().clone() else { return Ok(Outcome::Busy) };
-        let applier = Applier {
-            index: &*index,
-            layout: &self.layout,
-            capture: &self.capture,
-            shared: &self.shared,
-            page_size: self.page_size,
-        };
-        applier.apply(delta, id)
+        self.applier(&*index).apply(delta, id)
+    }
+
+    fn applier<'a>(&'a self, index: &'a dyn WalIndex) -> Applier<'a> {
+        let (layout, capture, shared) = (&self.layout, &self.capture, &self.shared);
+        Applier { index, layout, capture, shared, page_size: self.page_size }
     }
 
     /// What is committed in the WAL now, as the wal-index or, without one, the exclusive connection or the file says.

@@ -443,7 +443,9 @@ impl Opening<'_> {
                         self.bring_map_up(&cache, state.durable_txid(), chain)?;
                     }
                     return match (verdict, chain) {
-                        (Verdict::Behind(_), Some(chain)) => self.catch_up(cache, state, &chain, log.head(), committed),
+                        (Verdict::Behind(_), Some(chain)) => {
+                            self.catch_up(cache, state, listed, &chain, log.head(), committed)
+                        }
                         _ => self.start(cache, state, false),
                     };
                 }
@@ -533,13 +535,17 @@ impl Opening<'_> {
         &self,
         cache: CacheFile,
         mut state: State,
+        listed: &[Listed],
         chain: &Chain,
         head: Option<ObjectId>,
         committed: Option<Committed>,
     ) -> Result<Ready> {
         let from = state.durable_txid();
         let known = cache.map().txid();
-        let newer: Vec<Listed> = chain.objects.iter().filter(|o| o.name.max > known.min(from)).cloned().collect();
+        let known = known.min(from);
+        let newer = chain::plan_onto(listed, known, chain.txid());
+        let whole = |_| chain.objects.iter().filter(|object| object.name.max > known).cloned().collect();
+        let newer = newer.unwrap_or_else(whole);
         let indexes = self.indexes(&Chain { objects: newer })?;
         let Some(last) = indexes.last() else { return self.start(cache, state, false) };
         let capture = Capture::open(&self.layout, &self.outbox)?;

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::local::shared::BootTime;
 
 /// The pragmas that exist, as a refusal lists them.
-pub(crate) const PRAGMAS: &str = "gcs_durability, gcs_flush, gcs_history, gcs_status";
+pub(crate) const PRAGMAS: &str = "gcs_durability, gcs_flush, gcs_history, gcs_rewind, gcs_status";
 
 impl Database {
     /// FCNTL_PRAGMA and the SQL functions. `None`: not one of ours. `Some(Ok(text))` is the row to return.
@@ -35,6 +35,7 @@ impl Database {
                 )),
             },
             ("gcs_history", None) => super::history::points_as_json(&self.replica),
+            ("gcs_rewind", None) => refuse("PRAGMA gcs_rewind='<point>': a time, a TXID or how long ago".to_owned()),
             ("gcs_status" | "gcs_flush" | "gcs_history", Some(_)) => refuse(format!("PRAGMA {name} takes no value")),
             _ => refuse(format!("unknown PRAGMA {name}; accepted are {PRAGMAS}")),
         })

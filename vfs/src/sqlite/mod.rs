@@ -28,6 +28,7 @@ mod past_file;
 mod pragma;
 mod process;
 mod registry;
+mod rewind;
 mod sigterm;
 mod vfs;
 mod wal_file;
