@@ -1,14 +1,17 @@
-# What one does with this work tree. `make demo` needs Rust, make and a C compiler, nothing else;
+# What one does with this work tree. `make demo` and `make cities` need Rust, make and a C compiler, nothing else;
 # `make test` and `make bench` also fetch what they run beside (see tests/setup).
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup fmt lint doc loadable unit soak bench clean
+.PHONY: help demo cities test setup fmt lint doc loadable packages deploy unit soak bench clean
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
-# Of the demo: release or dev.
+# Of the demos and packages: release or dev.
 PROFILE ?= release
+# Where the demo listens; with DEMO_ONCE=1 it is driven by curl instead, and ends.
+PORT ?= 8080
+DEMO_ONCE ?=
 # For every cargo command; CI passes --locked.
 CARGO_FLAGS ?=
 # Of the benchmark: which of its sections, and how long.
@@ -30,33 +33,40 @@ export SQLITE_GCS_TEST_FAKE_GCS := $(CURDIR)/.venv/bin/fake-gcs-server
 help: ## Shows this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-demo: ## Loads 170,000 cities into a local bucket, forgets the local files, opens cold, asks questions
+demo: ## Runs the guestbook at http://localhost:8080 (PORT=) on a local bucket, and says what to try
+	@echo '== building (the first time takes minutes)'
+	cargo build $(CARGO_FLAGS) --profile $(PROFILE) --package guestbook
+	@PORT=$(PORT) examples/guestbook/demo $(built)/guestbook $(TARGET)/demo$(if $(DEMO_ONCE),-once once)
+
+cities: ## Loads 170,000 cities into a local bucket, forgets the local files, opens cold, asks questions
 	@echo '== building (the first time takes minutes)'
 	cargo build $(CARGO_FLAGS) --profile $(PROFILE) --package cities
 	cargo build $(CARGO_FLAGS) --profile $(PROFILE) --package sqlite-gcs-loadable
-	@rm -rf $(TARGET)/demo && mkdir -p $(TARGET)/demo/bucket
-	@export SQLITE_GCS_BUCKET=file://$(TARGET)/demo/bucket; \
+	@rm -rf $(TARGET)/cities-demo && mkdir -p $(TARGET)/cities-demo/bucket
+	@export SQLITE_GCS_BUCKET=file://$(TARGET)/cities-demo/bucket; \
 	echo '== writing through file:cities.db?vfs=gcs'; \
-	$(built)/cities load $(TARGET)/demo/cities.db; \
+	$(built)/cities load $(TARGET)/cities-demo/cities.db; \
 	echo '== throwing the local files away'; \
-	rm -r $(TARGET)/demo/cities.db*; \
+	rm -r $(TARGET)/cities-demo/cities.db*; \
 	echo '== opening cold, in a new process'; \
-	$(built)/cities ask $(TARGET)/demo/cities.db
+	$(built)/cities ask $(TARGET)/cities-demo/cities.db
 	@printf '\nTo go on with the sqlite3 shell:\n\n'
-	@printf '  export SQLITE_GCS_BUCKET=file://%s\n' $(TARGET)/demo/bucket
+	@printf '  export SQLITE_GCS_BUCKET=file://%s\n' $(TARGET)/cities-demo/bucket
 	@printf '  sqlite3 :memory: -cmd ".load %s" \\\n' $(built)/libsqlite_gcs.so
-	@printf '                   -cmd ".open file:%s?vfs=gcs"\n\n' $(TARGET)/demo/cities.db
+	@printf '                   -cmd ".open file:%s?vfs=gcs"\n\n' $(TARGET)/cities-demo/cities.db
 	@printf '  sqlite> SELECT name FROM city ORDER BY population DESC LIMIT 10;\n'
 	@printf '  sqlite> PRAGMA gcs_status;\n'
 
 test: setup fmt lint doc loadable ## Everything that must hold before a change lands
-	@$(MAKE) --no-print-directory demo PROFILE=dev
+	@$(MAKE) --no-print-directory demo PROFILE=dev DEMO_ONCE=1
+	@$(MAKE) --no-print-directory cities packages deploy PROFILE=dev
 	@export SQLITE_GCS_TEST_EXTENSION=$(TARGET)/debug/libsqlite_gcs.so; status=0; \
+	export SQLITE_GCS_TEST_PACKAGES=$(TARGET)/debug/packages SQLITE_GCS_TEST_GUESTBOOK=$(TARGET)/debug/guestbook; \
 	cargo test $(CARGO_FLAGS) $(others) --no-fail-fast 2>&1 | tee $(TARGET)/test.log || status=$$?; \
 	tests/summary $(TARGET)/test.log; \
 	exit $$status
 
-setup: ## Fetches what tests and benchmarks run beside: fake-gcs-server, litestream, Debian's sqlite3 and python3
+setup: ## Fetches what tests, packages and benchmarks need: fake-gcs-server, litestream, zig; Debian's sqlite3, python3, chromium
 	@tests/setup
 
 fmt: ## Checks the formatting
@@ -71,6 +81,13 @@ doc: ## Builds the documentation, warnings are errors
 
 loadable: ## Builds the extension, libsqlite_gcs.so, for the tests
 	cargo build $(CARGO_FLAGS) --package sqlite-gcs-loadable
+
+packages: setup ## Builds the extension and the drop-in libsqlite3.so.0 for glibc 2.28 on, the Python wheel and the npm package
+	@CARGO_FLAGS='$(CARGO_FLAGS)' packages/build $(PROFILE)
+
+deploy: setup ## Checks the files of deploy/, and carries out the Dockerfile's build stage
+	@deploy/check
+	@CARGO_TARGET_DIR=$(TARGET) deploy/steps --arg PROFILE=$(PROFILE)
 
 unit: ## The tests that need nothing but Rust
 	cargo test $(CARGO_FLAGS) --package sqlite-gcs --package cities

@@ -4,7 +4,7 @@ service.yaml   against the Cloud Run Admin API v1 (the description that Google's
 main.tf        parsed as HCL; references; the service against the Cloud Run Admin API v2; the rights
 Dockerfile     stages: what is copied is built, the end is not root
 RUNBOOK.md     its shell blocks parse, its links lead somewhere
-and the files agree with each other.
+and the files agree with each other, and name only settings of the VFS that there are.
 """
 
 import json
@@ -64,7 +64,7 @@ class Checks:
         return truth
 
     def run(self):
-        for check in (self.service, self.terraform, self.agreement, self.dockerfile, self.runbook):
+        for check in (self.service, self.terraform, self.agreement, self.dockerfile, self.runbook, self.settings):
             try:
                 check()
             except Exception as error:  # a file that cannot be read at all is a finding like any other
@@ -193,6 +193,18 @@ class Checks:
             self.need((HERE / link).exists(), f"RUNBOOK.md: nothing at {link}")
         for name in FILLED:
             self.need(re.search(rf"\b{name}=", text), f"RUNBOOK.md: never says what {name} is")
+
+
+    def settings(self):
+        """What stands behind `vfs=gcs` is accepted by the VFS; it refuses what it does not know."""
+        source = (HERE.parent / "vfs/src/config.rs").read_text()
+        known = set(re.search(r'const NAMES: &str = "(.*)";', source)[1].split(", "))
+        for name, text in self.texts.items():
+            for parameters in re.findall(r"vfs=gcs((?:&\w+=[^&\s\"']*)+)", text):
+                for key in re.findall(r"&(\w+)=", parameters):
+                    self.need(key in known, f"{name}: the VFS has no setting {key}")
+            for variable in re.findall(r"\bSQLITE_GCS_(\w+)", text):
+                self.need(variable.lower() in known, f"{name}: the VFS reads no SQLITE_GCS_{variable}")
 
 
 # Known to `gcloud run services replace`, though the API's description does not name them.

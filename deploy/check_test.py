@@ -25,6 +25,8 @@ BROKEN = [
     ("Dockerfile", "USER 65532", "USER 0", "root"),
     ("Dockerfile", "ENTRYPOINT [\"/guestbook\"]", "ENTRYPOINT /guestbook", "shell"),
     ("Dockerfile", "ARG OUT=/out", "ARG OUT=/other", "copies"),
+    ("service.yaml", "&cache_size=192MB", "&cachesize=192MB&cache_size=192MB", "no setting"),
+    ("RUNBOOK.md", "SQLITE_GCS_BUCKET", "SQLITE_GCS_BUKCET", "reads no"),
     ("RUNBOOK.md", "```sh\n", "```sh\nif true; then\n", "RUNBOOK.md"),
 ]
 

@@ -2,6 +2,7 @@
 """Drives an example as a person and a bad day would, and ends with an error if an entry is lost.
 
     examples/drive.py python|node|django [--extension libsqlite_gcs.so] [--library FOLDER] [--python /usr/bin/python3] [--plain]
+    examples/drive.py python|node|django --install          only brings what the example needs into its folder
 
 start -> 40 entries from 8 clients at once -> SIGTERM -> the disk wiped -> start -> all of them are there -> one more entry -> kill -9,
 the disk wiped -> start -> all of them are there. --plain keeps the disk and uses SQLite as it is: it tries the example and this script.
@@ -10,6 +11,8 @@ Everything is on 127.0.0.1 and under one temporary folder.
 
 import argparse
 import concurrent.futures
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -28,8 +31,21 @@ import urllib.request
 HERE = pathlib.Path(__file__).resolve().parent
 
 
+@contextlib.contextmanager
+def alone(folder):
+    """Two of us at once would install into one folder."""
+    with open(folder / ".installing", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def venv(folder, python):
     """The example's own environment, made at the first run."""
+    with alone(folder):
+        return make_venv(folder, python)
+
+
+def make_venv(folder, python):
     home = folder / ".venv"
     wanted = (folder / "requirements.txt").read_text()
     if not (home / "wanted").exists() or (home / "wanted").read_text() != wanted:
@@ -64,11 +80,12 @@ class Example:
         return [bin / "gunicorn", "--workers", "3", "--bind", f"127.0.0.1:{self.port}", "--graceful-timeout", "6", app]
 
     def node(self):
-        if not (self.folder / "node_modules/better-sqlite3/build/Release").exists():
-            home = pathlib.Path(shutil.which("node")).resolve().parents[1]
-            # Built from its sources against the headers of the node that is here: nothing is downloaded but packages.
-            env = {**os.environ, "npm_config_nodedir": str(home), "npm_config_build_from_source": "true"}
-            subprocess.run(["npm", "install", "--no-audit", "--no-fund"], cwd=self.folder, env=env, check=True)
+        with alone(self.folder):
+            if not (self.folder / "node_modules/better-sqlite3/build/Release/better_sqlite3.node").exists():
+                home = pathlib.Path(shutil.which("node")).resolve().parents[1]
+                # Built from its sources against the headers of the node that is here: nothing is downloaded but packages.
+                env = {**os.environ, "npm_config_nodedir": str(home), "npm_config_build_from_source": "true"}
+                subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=self.folder, env=env, check=True)
         self.env["GUESTBOOK_FILE"] = f"{self.disk}/guestbook.db"
         if self.options.plain:
             self.env.pop("SQLITE_GCS_EXTENSION", None)
@@ -154,11 +171,14 @@ def main():
     parser.add_argument("--library", type=pathlib.Path)
     parser.add_argument("--python", default="/usr/bin/python3")
     parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--install", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="drive-") as work:
         work = pathlib.Path(work)
         (work / "bucket").mkdir()
         example = Example(options, work)
+        if options.install:
+            return
         try:
             example.start()
             messages = {f"entry {n}" for n in range(40)}

@@ -14,6 +14,8 @@ pub mod machine;
 pub mod peer;
 pub mod proxy;
 pub mod shell;
+pub mod timeline;
+pub mod web;
 
 /// Asks again and again whether something has come true, until the limit; whether it did.
 pub fn poll(limit: std::time::Duration, mut is_true: impl FnMut() -> bool) -> bool {

@@ -96,6 +96,28 @@ fn build_extension() -> Result<PathBuf, String> {
     if built.succeeded() { Ok(target.join("debug/libsqlite_gcs.so")) } else { Err(built.to_string()) }
 }
 
+/// The folder with what is handed out (see `packages/build`): the one that `SQLITE_GCS_TEST_PACKAGES` names, else made now.
+///
+/// # Panics
+/// If there is no such folder, or it cannot be made.
+pub fn packages() -> PathBuf {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let found = FOUND.get_or_init(|| match std::env::var_os("SQLITE_GCS_TEST_PACKAGES").map(PathBuf::from) {
+        Some(path) if path.is_dir() => Ok(path),
+        Some(path) => Err(format!("SQLITE_GCS_TEST_PACKAGES: there is no {}", path.display())),
+        None => {
+            let target = target_directory();
+            let built = Program::new(workspace().join("packages/build"))
+                .args(["dev"])
+                .env("CARGO_TARGET_DIR", &target)
+                .limit(Duration::from_secs(900))
+                .run();
+            if built.succeeded() { Ok(target.join("debug/packages")) } else { Err(built.to_string()) }
+        }
+    });
+    found.clone().unwrap_or_else(|why| panic!("the packages: {why}"))
+}
+
 /// A program to run, with its script and settings.
 #[derive(Debug)]
 pub struct Program {

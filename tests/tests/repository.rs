@@ -98,7 +98,7 @@ fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
 #[test]
 fn every_source_file_says_first_what_it_is_for() {
     let mut files = Vec::new();
-    for folder in ["vfs/src", "loadable-ext/src", "tests", "examples/cities/src", "bench/src"] {
+    for folder in ["vfs/src", "loadable-ext/src", "tests", "examples/cities/src", "examples/guestbook", "bench/src"] {
         rust_files(&workspace().join(folder), &mut files);
     }
     assert!(files.len() > 20, "found only {} files", files.len());

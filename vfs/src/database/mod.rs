@@ -9,10 +9,12 @@ mod exclusive;
 pub(crate) mod forked;
 mod history;
 mod hot;
+mod hot_writer;
 mod hydrate;
 mod open;
 pub(crate) mod past;
 mod rewind;
+mod save_ahead;
 mod status;
 mod strict;
 mod waiting;
@@ -138,6 +140,7 @@ pub(crate) struct Database {
     /// Deltas that are in the bucket and not in the page map yet, and the epochs of checkpoints that wait for them.
     pub(crate) pending: PendingDeltas,
     hydration: hydrate::Hydration,
+    hot: hot_writer::HotWriter,
     pub(crate) epochs: Mutex<VecDeque<(u64, TxId)>>,
     /// Held for the whole life: shared with the other processes that have the database open.
     members: std::fs::File,
@@ -160,6 +163,7 @@ pub(crate) struct Database {
     pub(crate) urgent: AtomicU32,
     pub(crate) settled: (Mutex<()>, Condvar),
     pub(crate) group: Group,
+    ahead: Arc<save_ahead::SaveAhead>,
     held_back: Mutex<Option<Instant>>,
     holds: AtomicU32,
     pub(crate) failures: AtomicU32,
@@ -180,6 +184,7 @@ impl Database {
         let database = Arc::new(open::open(&request)?);
         // The cell is new, so this is the one time that it is set.
         let _ = database.me.set(Arc::downgrade(&database));
+        database.ahead.belongs_to(&database);
         database.keeper.serve(Arc::downgrade(&database));
         forked::EVER_OPENED.store(true, Ordering::Relaxed);
         let me = Arc::downgrade(&database);
@@ -378,6 +383,8 @@ impl Database {
                 }
             }
         }
+        self.ahead.finish();
+        pump::forget(&(Arc::clone(&self.ahead) as Arc<dyn Turn>));
         if let Some(turn) = self.as_turn() {
             pump::forget(&turn);
         }
@@ -446,6 +453,7 @@ impl Database {
     /// Saves everything committed, so that the WAL may go.
     fn save_captured(&self, limit: Duration) -> Result<()> {
         self.check_process()?;
+        self.ahead.finish();
         let mut capture = self.capture.lock_within(limit, "the capture lock")?;
         let committed = match self.committed() {
             Some(committed) => Some(committed),

@@ -83,9 +83,10 @@ impl Database {
             "pages_total": pages.0,
             "cache_bytes": self.local_bytes(),
             "requests": { "get": gets, "put": puts, "list": lists, "delete": deletes },
+            "round_trips": self.replica.store().traffic().round_trips.load(std::sync::atomic::Ordering::Relaxed),
             "bytes": { "in": bytes_in, "out": bytes_out },
             "cost": { "class_a": puts + lists, "class_b": gets, "usd": usd(puts + lists, gets) },
-            "open": { "cold": self.opened.cold, "ms": self.opened.ms, "requests": self.opened.requests },
+            "open": { "cold": self.opened.cold, "ms": self.opened.ms, "requests": self.opened.requests, "round_trips": self.opened.round_trips },
             "last_error": *self.last_error.lock(),
         })
         .to_string()

@@ -25,6 +25,7 @@ pub(crate) mod index_writer;
 mod main_file;
 mod own_handle;
 mod past_file;
+mod paths;
 mod pragma;
 mod process;
 mod registry;
@@ -44,8 +45,12 @@ use crate::error::Result;
 /// Call it before the first connection that uses it; again at any time, which does nothing, or registers it anew after
 /// `sqlite3_shutdown`. The SQL functions `gcs_status()` and `gcs_flush()` are there on connections opened afterwards.
 ///
+/// Where the variable `SQLITE_GCS_PATHS` names files, the VFS also becomes the default, and manages those files; all others
+/// are opened by the VFS that was the default before.
+///
 /// # Errors
-/// SQLite is older than 3.31, was built without threads, or has no default VFS.
+/// SQLite is older than 3.31, was built without threads, or has no default VFS; `SQLITE_GCS_PATHS` has a pattern that is no
+/// absolute path.
 ///
 /// ```
 /// sqlite_gcs::register()?;
@@ -60,7 +65,8 @@ pub fn register() -> Result<()> {
 fn register_with(routines: Api) -> Result<()> {
     let api = api::install(routines)?;
     vfs::log_through();
-    vfs::register(api)?;
+    let paths = paths::Paths::parse(&std::env::var_os("SQLITE_GCS_PATHS").unwrap_or_default())?;
+    vfs::register(api, paths)?;
     process::install_handlers();
     // SAFETY: a function with the signature of an entry point, in a library that is never unloaded.
     let code = unsafe { (api.auto_extension)(functions::on_new_connection) };

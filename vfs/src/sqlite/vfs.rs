@@ -18,6 +18,7 @@ use super::guard::guard;
 use super::main_file;
 use super::own_handle::OwnHandle;
 use super::past_file;
+use super::paths::Paths;
 use super::registry::{self, Entry};
 use super::wal_file::{self, WalFile};
 use crate::database::OpenRequest;
@@ -25,7 +26,10 @@ use crate::database::past::Past;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log;
 
+/// The VFS that an application asks for: every named database opened with it is managed.
 const NAME: &CStr = c"gcs";
+/// The same as the process's default VFS, where `SQLITE_GCS_PATHS` is set: it manages the databases that the patterns name.
+const BY_PATH: &CStr = c"gcs-paths";
 
 /// Our part of an open file; the base's file follows it.
 #[repr(C)]
@@ -63,18 +67,21 @@ impl ShimFile {
 /// Our VFS and what it stands on; made once and never freed.
 struct Shim {
     vfs: *mut Vfs,
+    by_path: *mut Vfs,
+    paths: Paths,
     base: BaseVfs,
 }
 
-// SAFETY: the pointer leads to a leaked structure of which only SQLite, under its own mutex, changes the `next` field.
+// SAFETY: the pointers lead to leaked structures of which only SQLite, under its own mutex, changes the `next` field.
 unsafe impl Send for Shim {}
 // SAFETY: as above.
 unsafe impl Sync for Shim {}
 
 static SHIM: OnceLock<Shim> = OnceLock::new();
 
-/// Registers the VFS, unless SQLite has it registered. It does not become the default.
-pub(super) fn register(api: &Api) -> Result<()> {
+/// Registers the VFS, unless SQLite has it registered. The default stays what it is, unless there are `paths`, whose
+/// databases are then managed without being asked for. The first call's `paths` hold for the process.
+pub(super) fn register(api: &Api, paths: Paths) -> Result<()> {
     if SHIM.get().is_none() {
         // SAFETY: null asks for the default VFS; SQLite initialises itself first.
         let base = unsafe { (api.vfs_find)(ptr::null()) };
@@ -83,28 +90,35 @@ pub(super) fn register(api: &Api) -> Result<()> {
         }
         // SAFETY: the default VFS is a static structure of SQLite or of the application, which registered it for good.
         let base = unsafe { BaseVfs::new(base) };
-        SHIM.get_or_init(|| Shim { vfs: Box::into_raw(Box::new(structure(base))), base });
+        let new = |name| Box::into_raw(Box::new(structure(base, name)));
+        SHIM.get_or_init(|| Shim { vfs: new(NAME), by_path: new(BY_PATH), paths, base });
     }
     let Some(shim) = SHIM.get() else { return Ok(()) };
+    register_as(api, NAME, shim.vfs, false)?;
+    if shim.paths.is_empty() { Ok(()) } else { register_as(api, BY_PATH, shim.by_path, true) }
+}
+
+fn register_as(api: &Api, name: &'static CStr, vfs: *mut Vfs, as_default: bool) -> Result<()> {
     // SAFETY: a static name, and a structure that is never freed. Registering it again (after sqlite3_shutdown forgot it)
     // is what SQLite expects; while it is in the list there is nothing to do.
-    let code =
-        unsafe { if (api.vfs_find)(NAME.as_ptr()) == shim.vfs { ffi::OK } else { (api.vfs_register)(shim.vfs, 0) } };
+    let code = unsafe {
+        if (api.vfs_find)(name.as_ptr()) == vfs { ffi::OK } else { (api.vfs_register)(vfs, c_int::from(as_default)) }
+    };
     if code == ffi::OK {
         Ok(())
     } else {
-        Err(Error::new(ErrorKind::Configuration, format!("SQLite refused the VFS gcs with code {code}")))
+        Err(Error::new(ErrorKind::Configuration, format!("SQLite refused the VFS {name:?} with code {code}")))
     }
 }
 
-fn structure(base: BaseVfs) -> Vfs {
+fn structure(base: BaseVfs, name: &'static CStr) -> Vfs {
     Vfs {
         version: base.version().min(3),
         os_file_size: BASE_OFFSET as c_int + base.os_file_size(),
         // Room for the longer WAL name.
         max_pathname: base.max_pathname(),
         next: ptr::null_mut(),
-        name: NAME.as_ptr(),
+        name: name.as_ptr(),
         app_data: ptr::null_mut(),
         open: Some(open),
         delete: Some(delete),
@@ -130,13 +144,26 @@ fn base() -> Option<BaseVfs> {
     SHIM.get().map(|shim| shim.base)
 }
 
-/// Whether a main file is ours to manage: every named one that is opened with this VFS.
-fn is_managed(name: *const c_char, flags: c_int) -> bool {
-    flags & ffi::OPEN_MAIN_DB != 0 && !name.is_null()
+/// Whether a main file is ours to manage: every named one that is opened with the VFS `gcs`, and what the patterns name.
+///
+/// # Safety
+/// The arguments of xOpen.
+unsafe fn is_managed(vfs: *mut Vfs, name: *const c_char, flags: c_int) -> bool {
+    if flags & ffi::OPEN_MAIN_DB == 0 || name.is_null() {
+        return false;
+    }
+    let Some(shim) = SHIM.get() else { return false };
+    if vfs != shim.by_path {
+        return true;
+    }
+    // SAFETY: the caller's promise; not null.
+    let name = unsafe { CStr::from_ptr(name) };
+    // A path that has no folder is no pattern's either; the base VFS says what is wrong with it.
+    registry::canonical(name.to_bytes()).is_ok_and(|path| shim.paths.contains(&path))
 }
 
 unsafe extern "C" fn open(
-    _vfs: *mut Vfs,
+    vfs: *mut Vfs,
     name: *const c_char,
     file: *mut RawFile,
     flags: c_int,
@@ -148,7 +175,7 @@ unsafe extern "C" fn open(
         let (Some(base), Some(api)) = (base(), api::get()) else { return ffi::CANTOPEN };
         // SAFETY: called by SQLite: the arguments have the meanings of xOpen.
         unsafe {
-            if is_managed(name, flags) {
+            if is_managed(vfs, name, flags) {
                 return open_main(api, base, name, file, flags, out);
             }
             if flags & (ffi::OPEN_WAL | ffi::OPEN_MAIN_JOURNAL) != 0 && !name.is_null() {

@@ -179,6 +179,7 @@ impl InUse for MapInUse {
             let _uploader = database.uploader.lock_within(MAP_WAIT, "the upload lock")?;
             let map = database.cache.map();
             if map.txid() == txid {
+                database.hot_index_is_stale();
                 return map.rebuild(&indexes);
             }
         }

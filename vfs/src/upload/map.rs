@@ -50,6 +50,7 @@ impl Database {
         self.keeper.appended(id, generation, envelope.timestamp_ms);
         // Where the map was built with it before it was sent: from here on its pages are read from the bucket.
         self.cache.map().uploaded(&ObjectName::delta(id.txid), generation);
+        self.note_appended(id);
         self.outbox.remove(id.txid)
     }
 
@@ -188,7 +189,7 @@ impl Database {
     /// # Errors
     /// [`ErrorKind::Full`] when there is none at all in time.
     pub(crate) fn wait_to_begin(&self) -> Result<()> {
-        let Some((limit, _)) = self.cache.bounds() else { return Ok(()) };
+        let Some(limit) = self.cache.limit() else { return Ok(()) };
         if self.wait_for_room(limit / RESERVE)? || self.has_room(0)? { Ok(()) } else { Err(self.no_room()) }
     }
 

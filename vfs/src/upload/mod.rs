@@ -97,6 +97,7 @@ impl Database {
                 self.group.settled(joined);
                 self.update_map()?;
                 self.tend_history()?;
+                self.refresh_hot_index();
             }
         }
         let is_pending = self.is_pending();
