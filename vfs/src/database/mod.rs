@@ -48,6 +48,7 @@ use crate::per_process;
 use crate::protocol::ObjectId;
 use crate::replica::names::Replica;
 use crate::store;
+use crate::upload::budget::Pace;
 use crate::upload::group::Group;
 use crate::upload::history::Keeper;
 use crate::upload::pump::{self, Turn};
@@ -148,6 +149,7 @@ pub(crate) struct Database {
     index: Mutex<Option<Arc<dyn WalIndex>>>,
     exclusive: Mutex<ExclusiveWal>,
     opened: open::Cost,
+    pace: Pace,
     pub(crate) last_error: Mutex<Option<String>>,
     /// A commit whose last header is not in the WAL yet.
     held: Mutex<Option<strict::HeldCommit>>,
@@ -467,7 +469,13 @@ impl Database {
         if self.urgent.load(Ordering::SeqCst) > 0 {
             return Duration::ZERO;
         }
-        self.config.flush_interval.saturating_sub(now.since(self.shared.last_put()))
+        self.interval(now).saturating_sub(now.since(self.shared.last_put()))
+    }
+
+    /// The least time between two uploads, as of now.
+    fn interval(&self, now: BootTime) -> Duration {
+        let [_, puts, lists, ..] = self.replica.store().traffic().snapshot();
+        self.pace.interval(now, puts + lists)
     }
 
     /// The bucket, as it is configured.

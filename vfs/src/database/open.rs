@@ -37,7 +37,7 @@ use crate::capture::{Capture, Freeze};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::locks::{self, HostMutex, LockByte, Mode};
-use crate::local::shared::Shared;
+use crate::local::shared::{BootTime, Shared};
 use crate::local::state::{FORMAT, State, boot_id};
 use crate::local::{Layout, conflict, remove};
 use crate::log;
@@ -54,6 +54,7 @@ use crate::replica::page_map::PageMap;
 use crate::runtime;
 use crate::store;
 use crate::store::url::BucketUrl;
+use crate::upload::budget::{Budget, Pace};
 use crate::upload::driver;
 use crate::upload::group::Group;
 use crate::upload::history::Keeper;
@@ -71,6 +72,8 @@ pub(super) const READ_WAIT: Duration = Duration::from_secs(30);
 pub(super) struct Cost {
     /// No usable cache was there.
     pub(super) cold: bool,
+    /// When it was done.
+    pub(super) at: BootTime,
     /// Milliseconds.
     pub(super) ms: u64,
     /// Requests of all kinds.
@@ -136,6 +139,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
     let [gets, puts, lists, deletes, ..] = opening.replica.store().traffic().snapshot();
     let opened = Cost {
         cold,
+        at: BootTime::now(),
         ms: started.elapsed().as_millis() as u64,
         requests: gets + puts + lists + deletes,
         round_trips: opening.replica.store().traffic().round_trips.load(Ordering::Relaxed),
@@ -176,6 +180,10 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         index: Mutex::new(None),
         exclusive: Mutex::default(),
         opened,
+        pace: match opening.config.flush_interval {
+            Some(interval) => Pace::Fixed(interval),
+            None => Pace::Auto(Budget::new(opening.config.class_a_budget, opened.at)),
+        },
         last_error: Mutex::new(None),
         held: Mutex::new(None),
         holder: Mutex::new(None),

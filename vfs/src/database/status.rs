@@ -6,6 +6,7 @@ use super::Database;
 use crate::config::Durability;
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::shared::BootTime;
+use crate::upload::budget::MONTH;
 
 /// The pragmas that exist, as a refusal lists them.
 pub(crate) const PRAGMAS: &str = "gcs_durability, gcs_flush, gcs_history, gcs_rewind, gcs_status";
@@ -60,6 +61,7 @@ impl Database {
             0
         };
         let [gets, puts, lists, deletes, bytes_in, bytes_out] = self.replica.store().traffic().snapshot();
+        let open = BootTime::now().since(self.opened.at);
         json!({
             "replica": self.replica.place(),
             "durability": self.durability.read().word(),
@@ -85,7 +87,14 @@ impl Database {
             "requests": { "get": gets, "put": puts, "list": lists, "delete": deletes },
             "round_trips": self.replica.store().traffic().round_trips.load(std::sync::atomic::Ordering::Relaxed),
             "bytes": { "in": bytes_in, "out": bytes_out },
-            "cost": { "class_a": puts + lists, "class_b": gets, "usd": usd(puts + lists, gets) },
+            "flush_interval_ms": self.interval(BootTime::now()).as_millis() as u64,
+            "cost": {
+                "class_a": puts + lists,
+                "class_b": gets,
+                "free": deletes,
+                "usd": usd(puts + lists, gets),
+                "usd_month": usd(puts + lists, gets) * MONTH / open.as_secs_f64().max(60.0),
+            },
             "open": { "cold": self.opened.cold, "ms": self.opened.ms, "requests": self.opened.requests, "round_trips": self.opened.round_trips },
             "last_error": *self.last_error.lock(),
         })
