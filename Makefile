@@ -104,6 +104,7 @@ soak: setup loadable ## The long checks: a minute of fuzzing (needs a C++ compil
 	exit $$status
 
 bench: setup ## Measures beside plain SQLite and Litestream; table on the terminal, charts in target/bench
+	@tests/setup bench
 	cargo run $(CARGO_FLAGS) --release --package sqlite-gcs-bench -- --out $(TARGET)/bench $(BENCH)
 
 clean: ## Removes what was built
