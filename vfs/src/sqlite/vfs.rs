@@ -18,6 +18,7 @@ use super::guard::guard;
 use super::main_file;
 use super::own_handle::OwnHandle;
 use super::paths::Paths;
+use super::process;
 use super::registry::{self, Entry};
 use super::wal_file::{self, WalFile};
 use crate::database::OpenRequest;
@@ -456,11 +457,14 @@ unsafe extern "C" fn next_system_call(_vfs: *mut Vfs, name: *const c_char) -> *c
     guard("xNextSystemCall", ptr::null(), || base().map_or(ptr::null(), |b| unsafe { b.next_system_call(name) }))
 }
 
-/// Takes error messages to SQLite's log, where an application may listen (`SQLITE_CONFIG_LOG`).
+/// Takes error messages to SQLite's log, where an application may listen (`SQLITE_CONFIG_LOG`). Not at its exit: the sqlite3
+/// shell's listener keeps its state on the stack of a main function that has returned by then.
 pub(super) fn log_through() {
     // A second registration finds it set, to the same.
     let _ = log::SQLITE_LOG.set(|_level, text| {
-        if let Some(api) = api::get() {
+        if let Some(api) = api::get()
+            && !process::is_ending()
+        {
             api.write_log(ffi::ERROR, &format!("sqlite-gcs: {text}"));
         }
     });
