@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -80,6 +82,8 @@ struct Shared {
     delay_micros: AtomicU64,
     /// Bytes per second in each direction; 0 = unlimited.
     bandwidth: AtomicU64,
+    /// How far the `Date` of answers is ahead of this machine's clock, in seconds.
+    clock_ahead: AtomicU64,
     bytes_up: Line,
     bytes_down: Line,
     released: watch::Sender<u64>,
@@ -134,6 +138,7 @@ impl Proxy {
             counts: Mutex::default(),
             delay_micros: AtomicU64::new(0),
             bandwidth: AtomicU64::new(0),
+            clock_ahead: AtomicU64::new(0),
             bytes_up: Line::default(),
             bytes_down: Line::default(),
             released: watch::Sender::new(0),
@@ -171,6 +176,11 @@ impl Proxy {
     /// as fast as it goes.
     pub fn set_bandwidth(&self, bytes_per_second: Option<u64>) {
         self.shared.bandwidth.store(bytes_per_second.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Puts the `Date` of answers ahead of this machine's clock: what is in the bucket looks that much older.
+    pub fn set_clock_ahead(&self, ahead: Duration) {
+        self.shared.clock_ahead.store(ahead.as_secs(), Ordering::Relaxed);
     }
 
     /// Adds a rule. The first rule, in the order they were added, that names a fault decides.
@@ -371,7 +381,8 @@ async fn connection(client: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
         } else {
             shared.copy(&mut client, server.get_mut(), body, &shared.bytes_up, u64::MAX).await?;
         }
-        let answer = Head::read(server).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let mut answer = Head::read(server).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        shared.put_date_ahead(&mut answer);
         shared.answers.fetch_add(1, Ordering::SeqCst);
         let bodiless = head.first.starts_with("HEAD ") || [" 204 ", " 304 "].iter().any(|s| answer.first.contains(s));
         let body = if bodiless { Body::Length(0) } else { answer.body(Body::UntilClose) };
@@ -423,6 +434,16 @@ impl Shared {
         let mut counts = self.counts.lock().expect("no panic while locked");
         *counts.entry(class).or_default() += 1;
         Request { n: counts.values().sum(), n_of_class: counts[&class], class, method, path }
+    }
+
+    fn put_date_ahead(&self, answer: &mut Head) {
+        let ahead = Duration::from_secs(self.clock_ahead.load(Ordering::Relaxed));
+        if ahead.is_zero() {
+            return;
+        }
+        answer.fields.retain(|line| !line.to_ascii_lowercase().starts_with("date:"));
+        let date = (OffsetDateTime::now_utc() + ahead).format(&Rfc2822).expect("a date of this century");
+        answer.fields.push(format!("Date: {date}\r\n"));
     }
 
     async fn hold(&self) {

@@ -1,6 +1,7 @@
 //! The lease between hosts: who writes, who waits, who is next, and what that costs.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use sqlite_gcs_tests::bed::Bed;
 use sqlite_gcs_tests::judge::assert_kept;
 use sqlite_gcs_tests::machine::{BUSY, Load};
+use sqlite_gcs_tests::proxy::Class;
 
 #[test]
 fn an_idle_writer_gives_the_lease_back_and_then_asks_nothing() {
@@ -142,11 +144,20 @@ fn two_hosts_that_write_all_the_time_take_turns() {
 fn a_minute_of_constant_writing_costs_four_renewals() {
     let bed = Bed::new();
     let mut a = bed.with_table("a", "durability=commit&lease_ttl=40s");
+    let of_lease = Arc::new(AtomicU64::new(0));
+    let counting = Arc::clone(&of_lease);
+    bed.proxy.rule(move |request| {
+        let is_one = request.class == Class::Put && request.path.contains("gcs%2Flease");
+        counting.fetch_add(is_one.into(), Ordering::SeqCst);
+        None
+    });
     // A third of a minute, and a third of it may be spent.
     let (class_a, head) = (bed.class_a(), bed.judge.head());
     let wrote = a.write(&Load { seconds: 21.0, pause: 0.05, ..Load::default() });
-    let lease = bed.class_a() - class_a - (bed.judge.head() - head);
-    eprintln!("{} rows, {lease} class A requests beside them", wrote.acknowledged.len());
+    let (lease, deltas) = (of_lease.load(Ordering::SeqCst), bed.judge.head() - head);
+    let merges = bed.class_a() - class_a - deltas - lease;
+    eprintln!("{} rows, {deltas} deltas, {lease} renewals, {merges} merges and listings", wrote.acknowledged.len());
+    assert!(merges * 16 <= deltas, "{merges} merges and listings for {deltas} deltas");
     assert!(wrote.failed.is_empty(), "{:?}", wrote.failed);
     assert!(lease <= 1, "{lease} in 21 s: more than 4 a minute");
 }

@@ -6,6 +6,7 @@
 //!
 //! | name | value | default | zero means |
 //! |---|---|---|---|
+//! | `at` | a time (RFC 3339), a TXID, or how long ago (`-15m`); in the URI only | none: the live database | - |
 //! | `bucket` | `gs://bucket[/prefix]` or `file:///dir` | none: required | - |
 //! | `durability` | `background`, `commit` or `strict` | `background` | - |
 //! | `flush_interval` | duration | `1s` | every commit is sent at once |
@@ -16,6 +17,7 @@
 //! | `request_timeout` | duration, 100 ms to 10 min: how long a request may go without an answer before it is made again, and how long a writer waits for the lease | `10s` | refused |
 //! | `commit_timeout` | duration, 100 ms to 1 h: how long a COMMIT (`commit`, `strict`), `gcs_flush` and a close wait for the bucket | `30s` | refused |
 //! | `probe` | `auto`, `on` or `off`: whether the first write of a process checks that the bucket honours conditions; `auto`: unless it is the real Cloud Storage, or a directory | `auto` | - |
+//! | `retention` | duration: up to which age states can be opened | `24h` | the newest state, and what the 10 minutes before a delete keep |
 //! | `sigterm` | `flush` or `ignore` | `ignore` | - |
 //!
 //! Durations take `ms`, `s`, `m`, `h`; sizes take `KB`, `MB`, `GB` (powers of 1024) or plain bytes.
@@ -71,6 +73,8 @@ pub enum Hydrate {
 /// The settings of one database.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
+    /// Which state of the past to open, as it was given; `None`: the live database.
+    pub at: Option<String>,
     /// Where the objects lie: `gs://bucket[/prefix]` or `file:///dir`.
     pub bucket: String,
     /// When a COMMIT returns.
@@ -92,6 +96,8 @@ pub struct Config {
     pub commit_timeout: Duration,
     /// Whether the first write checks that the bucket honours conditions; `None`: where it is a stand-in for Cloud Storage.
     pub probe: Option<bool>,
+    /// Up to which age states are kept openable.
+    pub retention: Duration,
     /// Whether SIGTERM uploads what is committed before the process ends.
     pub sigterm_flush: bool,
 }
@@ -100,7 +106,7 @@ pub struct Config {
 const LEAST_CACHE: u64 = 1 << 20;
 
 /// The names that a URI may carry, as an error message lists them.
-const NAMES: &str = "bucket, cache_size, commit_timeout, durability, flush_interval, hydrate, lease_ttl, page_size, probe, request_timeout, sigterm";
+const NAMES: &str = "at, bucket, cache_size, commit_timeout, durability, flush_interval, hydrate, lease_ttl, page_size, probe, request_timeout, retention, sigterm";
 
 impl Config {
     /// Parses the parameters of a URI over the values of the environment (`env` looks up one variable).
@@ -167,12 +173,16 @@ impl Config {
             Some("off") => Some(false),
             Some(text) => return Err(refuse_value("probe", text, "auto, on or off")),
         };
+        let retention = duration("retention", value("retention"), Duration::from_secs(86_400))?;
         let sigterm_flush = match value("sigterm").as_deref() {
             None | Some("ignore") => false,
             Some("flush") => true,
             Some(text) => return Err(refuse_value("sigterm", text, "flush or ignore")),
         };
+        // Not from the environment: it would hide every live database.
+        let at = parameters.iter().find(|(name, text)| name == "at" && !text.is_empty()).map(|(_, at)| at.clone());
         Ok(Config {
+            at,
             bucket,
             cache_size,
             hydrate,
@@ -183,6 +193,7 @@ impl Config {
             request_timeout,
             commit_timeout,
             probe,
+            retention,
             sigterm_flush,
         })
     }
@@ -268,6 +279,7 @@ mod tests {
             (vec![bucket, ("request_timeout", "5ms")], "request_timeout", "100ms"),
             (vec![bucket, ("commit_timeout", "2h")], "commit_timeout", "1h"),
             (vec![bucket, ("probe", "1")], "probe", "auto, on or off"),
+            (vec![bucket, ("retention", "1d")], "retention", "h"),
             (vec![bucket, ("sigterm", "1")], "sigterm", "flush"),
         ] {
             let error = parse(&parameters, &[]).expect_err("a refusal");

@@ -213,6 +213,11 @@ impl CacheFile {
         self.pages.room.get().map_or(Ok(true), |room| room.take(&self.pages, bytes))
     }
 
+    /// What everything local may take, in bytes; `None` where there is no bound.
+    pub(crate) fn limit(&self) -> Option<u64> {
+        self.pages.room.get().map(|room| room.limit())
+    }
+
     /// What everything local may take, and takes, in bytes; `None` where there is no bound.
     pub(crate) fn bounds(&self) -> Option<(u64, u64)> {
         self.pages.room.get().map(|room| (room.limit(), room.used(&self.pages)))

@@ -2,7 +2,8 @@
 //!
 //! The map describes the state that the main file shows, so a delta enters it only after the checkpoint that wrote its pages. Until
 //! then this remembers where its pages lie. A file is a JSON line ([`Pending`]), then the object's header and its end with
-//! the page index, then the CRC-32C of all that. Part of the cache: not synced, and thrown away with it.
+//! the page index, or all of an object up to [`WHOLE`] bytes, then the CRC-32C of all that. Part of the cache: not synced, and
+//! thrown away with it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use crate::delta::{Header, TAIL_MIN, tail_layout};
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::remove;
 use crate::page::TxId;
-use crate::replica::index_fetch::ObjectIndex;
+use crate::replica::index_fetch::{ObjectIndex, WHOLE};
 use crate::replica::names::ObjectName;
 use crate::store::Generation;
 
@@ -74,7 +75,9 @@ impl PendingDeltas {
             .map_err(|e| Error::new(ErrorKind::Local, format!("remembering where the pages of {name} lie: {e}")))?;
         content.push(b'\n');
         content.extend_from_slice(bytes.get(..Header::LEN).unwrap_or(bytes));
-        content.extend_from_slice(&bytes[bytes.len() - (tail as usize).min(bytes.len())..]);
+        let rest = bytes.get(Header::LEN..).unwrap_or_default();
+        let keep = if bytes.len() as u64 <= WHOLE { rest.len() } else { (tail as usize).min(rest.len()) };
+        content.extend_from_slice(&rest[rest.len() - keep..]);
         content.extend_from_slice(&crc32c::crc32c(&content).to_le_bytes());
         let path = self.dir.join(TxId(pending.max).to_string());
         let write = || {
@@ -99,10 +102,16 @@ impl PendingDeltas {
             txids.extend(name.to_str().and_then(|name| name.parse::<TxId>().ok()));
         }
         txids.sort_unstable();
-        txids.into_iter().map(|txid| self.read(txid)).collect()
+        txids.into_iter().map(|txid| self.read(txid).map(|(pending, index, _)| (pending, index))).collect()
     }
 
-    fn read(&self, txid: TxId) -> Result<(Pending, ObjectIndex)> {
+    /// All of an object, if it was short enough to be kept.
+    pub(crate) fn whole(&self, pending: &Pending) -> Result<Option<Vec<u8>>> {
+        let (_, _, bytes) = self.read(TxId(pending.max))?;
+        Ok((bytes.len() as u64 == pending.size).then_some(bytes))
+    }
+
+    fn read(&self, txid: TxId) -> Result<(Pending, ObjectIndex, Vec<u8>)> {
         let path = self.dir.join(txid.to_string());
         let bytes = fs::read(&path).map_err(|e| Error::local(format!("reading {}", path.display()), &e))?;
         let damaged = || Error::new(ErrorKind::Corrupt, format!("{}: damaged", path.display()));
@@ -112,9 +121,11 @@ impl PendingDeltas {
         }
         let line = content.iter().position(|&byte| byte == b'\n').ok_or_else(damaged)?;
         let pending: Pending = serde_json::from_slice(&content[..line]).map_err(|_| damaged())?;
-        let (start, end) = content[line + 1..].split_at_checked(Header::LEN).ok_or_else(damaged)?;
+        let object = &content[line + 1..];
+        let (start, end) = object.split_at_checked(Header::LEN).ok_or_else(damaged)?;
         let generation = Some(Generation(pending.generation));
-        Ok((pending, ObjectIndex::decode(pending.name(), generation, pending.size, start, end)?))
+        let index = ObjectIndex::decode(pending.name(), generation, pending.size, start, end)?;
+        Ok((pending, index, object.to_vec()))
     }
 
     /// Forgets one that is in the map now.

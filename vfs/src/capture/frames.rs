@@ -64,15 +64,11 @@ impl Frames<'_> {
         FRAME_HEADER + self.wal.page_size.bytes() as usize
     }
 
-    /// Visits the frames in order, each with the file offset of its page's bytes; `chunk` sees the raw bytes.
+    /// Visits the frames in order, each with the file offset of its page's bytes.
     ///
     /// # Errors
     /// Corrupt, naming the frame, when one does not continue the checksum; Local when the file cannot be read.
-    pub(crate) fn walk(
-        &self,
-        mut frame: impl FnMut(Pgno, u64),
-        mut chunk: impl FnMut(&[u8]) -> Result<()>,
-    ) -> Result<Walked> {
+    pub(crate) fn walk(&self, mut frame: impl FnMut(Pgno, u64)) -> Result<Walked> {
         let size = self.frame_bytes();
         let per_chunk = (CHUNK_BYTES / size).max(1);
         let mut buffer = vec![0; size * per_chunk.min(self.count as usize)];
@@ -101,7 +97,6 @@ impl Frames<'_> {
                 }
                 frame(header.pgno, offset + (i * size + FRAME_HEADER) as u64);
             }
-            chunk(bytes)?;
             done += now as u32;
         }
         Ok(walked)

@@ -24,7 +24,7 @@ pub(crate) mod position;
 pub(crate) mod saved;
 pub(crate) mod wal;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
@@ -107,7 +107,7 @@ impl Capture {
         let name = self.name();
         let Some(span) = span(&file, &position, Some(commit), &name)? else { return Ok(false) };
         let frames = Frames { held: Some(held), ..span.frames(&file, &name) };
-        match frames.walk(|_, _| (), |_| Ok(())) {
+        match frames.walk(|_, _| ()) {
             Ok(_) => Ok(true),
             Err(e) if e.kind() == ErrorKind::Corrupt => Ok(false),
             Err(e) => Err(e),
@@ -125,8 +125,9 @@ impl Capture {
         {
             let serial = position.serial + 1;
             let end = shared.saved_bytes();
+            let last_frame = span.first - 1 + span.count;
             let (end, checksum) =
-                self.saved.append(end, &span.frames(file, &self.name()), span.first, serial, span.pages)?;
+                self.saved.append(end, &span.frames(file, &self.name()), last_frame, serial, span.pages)?;
             position = span.reached(checksum, serial);
             shared.set_saved_bytes(end);
         }
@@ -209,14 +210,14 @@ impl Capture {
         let mut pages = None;
         let mut page_size = None;
         for record in &records {
-            self.saved.frames(record).walk(|pgno, at| _ = newest.insert(pgno, (true, at)), |_| Ok(()))?;
+            newest.extend(self.saved.pages(record)?.into_iter().map(|(pgno, at)| (pgno, (true, at))));
             pages = Some(record.pages());
             page_size = Some(record.page_size());
         }
         let mut reached = position;
         if let (Some(file), Some(span)) = (&wal, &span) {
             let frames = Frames { held, ..span.frames(file, &name) };
-            let walked = frames.walk(|pgno, at| _ = newest.insert(pgno, (false, at)), |_| Ok(()))?;
+            let walked = frames.walk(|pgno, at| _ = newest.insert(pgno, (false, at)))?;
             reached = span.reached(walked.checksum, position.serial + 1);
             pages = Some(span.pages);
             page_size = Some(span.wal.page_size);
@@ -372,7 +373,19 @@ impl Capture {
         if let Some(file) = self.wal_file()?
             && let Some(span) = span(&file, &Position::default(), Some(committed), &self.name())?
         {
-            span.frames(&file, &self.name()).walk(|pgno, _| pages.push(pgno), |_| Ok(()))?;
+            span.frames(&file, &self.name()).walk(|pgno, _| pages.push(pgno))?;
+        }
+        Ok(pages)
+    }
+
+    /// The pages that are committed in the WAL and not captured.
+    pub(crate) fn ahead(&self, shared: &Shared, committed: Option<&Committed>) -> Result<HashSet<Pgno>> {
+        let position = self.catch_up(shared, committed)?;
+        let mut pages = HashSet::new();
+        if let Some(file) = self.wal_file()?
+            && let Some(span) = span(&file, &position, committed, &self.name())?
+        {
+            span.frames(&file, &self.name()).walk(|pgno, _| pages.extend([pgno]))?;
         }
         Ok(pages)
     }

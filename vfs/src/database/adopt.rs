@@ -90,7 +90,8 @@ impl Opening<'_> {
         let map = PageMap::create(self.layout.dir(), page_size)?;
         map.rebuild(&[self.local_index(&envelope)?])?;
         let cache = CacheFile::adopt(self.layout.dir(), path, map, self.source())?;
-        let state = State { position, ..state };
+        // The state's position is that of what is durable, and nothing is: who flushes or closes waits for the upload.
+        let state = State { position: Position { serial: 0, ..position }, ..state };
         let ready = self.start(cache, state, false)?;
         ready.cache.put_page(Pgno::ONE, &first)?;
         Ok(ready)

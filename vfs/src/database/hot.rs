@@ -1,63 +1,82 @@
-//! The hot index as the engine uses it: asked for beside the listing at a cold open, written at a clean close.
+//! The hot index at a cold open: asked for beside the listing. Who writes it is `hot_writer.rs`.
 //!
 //! | at the open | round trips before the first page |
 //! |---|---|
 //! | it is as of the head, and the listing is one page | 1: both at a time |
-//! | some deltas are newer | 2: their indexes |
-//! | the listing is longer | 2: what is newer is listed from its transaction on, while the long listing goes on; the first one counts |
+//! | some deltas are newer | 2: these deltas, whole where they are short, so that their pages are here too |
+//! | the listing is longer | 2: what is newer is listed from its transaction on, while the long listing goes on, and the first one counts; beside it the next [`GUESS`] deltas are asked for by the names that they have if there are any |
 //! | missing, damaged, of another version, or the objects it names are not the bucket's | as without it |
 
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use crate::database::Database;
-use crate::error::{Error, ErrorKind, Result};
+use super::hot_writer::AT_MOST_BEHIND;
+use crate::error::Result;
 use crate::log;
-use crate::page::{Pgno, TxId};
-use crate::protocol::ObjectId;
-use crate::replica::btree;
-use crate::replica::hot_index::{HotIndex, MOST_PAGES, NAME, PAGES_BYTES};
+use crate::page::TxId;
+use crate::replica::hot_index::{HotIndex, NAME};
+use crate::replica::index_fetch::Short;
 use crate::replica::names::{Listed, ObjectName, Replica, SNAPSHOT_LEVEL};
-use crate::runtime;
-use crate::store::{Condition, Generation, Meta, StoreError};
+use crate::store::{Generation, Meta, StoreError};
 
-/// How long a close takes for it.
-const WRITE_WAIT: Duration = Duration::from_secs(5);
+/// Deltas that are asked for before it is known whether they are there: one hot index may not have been written, and the next
+/// one was due.
+const GUESS: u64 = 2 * AT_MOST_BEHIND;
+
+/// How often it is looked whether the listing has a second page; short beside any answer of a bucket.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// What a look at the bucket shows.
 pub(super) struct Look {
     pub(super) listed: Vec<Listed>,
     pub(super) hot: Option<HotIndex>,
+    /// Deltas behind the hot index that came along.
+    pub(super) short: Short,
+}
+
+impl Look {
+    pub(super) fn of(listed: Vec<Listed>) -> Look {
+        Look { listed, hot: None, short: Short::new() }
+    }
 }
 
 /// Lists the log and asks for the hot index, at a time.
 pub(super) async fn look(replica: Replica) -> Result<Look> {
-    let started = Instant::now();
+    let before = replica.store().traffic().snapshot()[2];
     let full = std::pin::pin!(replica.list());
     let hot = std::pin::pin!(read(&replica));
     match futures::future::select(full, hot).await {
         futures::future::Either::Left((listed, hot)) => {
             let listed = listed?;
             let hot = hot.await.filter(|hot| agrees(&replica, hot, &listed));
-            Ok(Look { listed, hot })
+            Ok(Look { hot, ..Look::of(listed) })
         }
-        futures::future::Either::Right((None, full)) => Ok(Look { listed: full.await?, hot: None }),
+        futures::future::Either::Right((None, full)) => Ok(Look::of(full.await?)),
         futures::future::Either::Right((Some(hot), full)) => {
-            let (listed, is_whole) = {
+            let (listed, short, is_whole) = {
+                let is_long = AtomicBool::new(false);
                 let tail = std::pin::pin!(async {
-                    // A listing of one page is here a moment after the hot index.
-                    tokio::time::sleep(started.elapsed()).await;
-                    newer(&replica, &hot).await
+                    // Not before a second page is asked for: a listing of one page is all that is needed.
+                    while replica.store().traffic().snapshot()[2] < before + 2 {
+                        tokio::time::sleep(LOOK).await;
+                    }
+                    is_long.store(true, Ordering::Relaxed);
+                    futures::future::join(newer(&replica, &hot), replica.short_after(hot.head.txid, GUESS)).await
                 });
                 match futures::future::select(full, tail).await {
-                    futures::future::Either::Left((listed, _)) => (listed?, true),
-                    futures::future::Either::Right((Some(listed), _)) => (listed, false),
-                    futures::future::Either::Right((None, full)) => {
-                        return Ok(Look { listed: full.await?, hot: None });
+                    // What was asked for beside the second page is here in a moment.
+                    futures::future::Either::Left((listed, tail)) if is_long.load(Ordering::Relaxed) => {
+                        (listed?, tail.await.1, true)
+                    }
+                    futures::future::Either::Left((listed, _)) => (listed?, Short::new(), true),
+                    futures::future::Either::Right(((Some(listed), short), _)) => (listed, short, false),
+                    futures::future::Either::Right(((None, _), full)) => {
+                        return Ok(Look::of(full.await?));
                     }
                 }
             };
             let hot = Some(hot).filter(|hot| !is_whole || agrees(&replica, hot, &listed));
-            Ok(Look { listed, hot })
+            Ok(Look { listed, hot, short })
         }
     }
 }
@@ -117,53 +136,4 @@ async fn newer(replica: &Replica, hot: &HotIndex) -> Option<Vec<Listed>> {
     let name = ObjectName { level: SNAPSHOT_LEVEL, min: TxId(1), max: hot.head.txid };
     listed.push(Listed { name, meta: Meta { generation: hot.generation, size: 0, created: None, crc32c: Some(0) } });
     Some(listed)
-}
-
-impl Database {
-    /// Writes the hot index as of the durable transaction, if this host has appended something since it opened and all of it is in
-    /// the map. Under both lanes, with the database open nowhere else. Losing a race for its name is as good.
-    pub(super) fn write_hot_index(&self) -> Result<()> {
-        self.update_map()?;
-        let Some((head, generation)) = self.change_state(|state| state.durable())? else { return Ok(()) };
-        let map = self.cache.map();
-        if head.txid == self.opened.txid || map.txid() != head.txid || map.pages().0 > MOST_PAGES {
-            return Ok(());
-        }
-        let started = Instant::now();
-        let Some(bytes) = self.hot_index(head, generation)? else { return Ok(()) };
-        let size = bytes.len();
-        let (replica, name) = (self.replica.clone(), self.replica.derived(NAME));
-        let what = format!("writing {name}");
-        let put = async move {
-            let condition = match replica.store().get(&name, Some(0..64)).await {
-                Ok(object) => Condition::Generation(object.meta.generation),
-                Err(StoreError::NotFound(_) | StoreError::Range(_)) => Condition::Absent,
-                Err(e) => return Err(e),
-            };
-            match replica.store().put(&name, bytes.into(), &Default::default(), condition).await {
-                Err(e) if !matches!(e, StoreError::Precondition(_)) => Err(e),
-                _ => Ok(()),
-            }
-        };
-        runtime::wait(&what, WRITE_WAIT, put)?.map_err(|e| Error::from(e).context(what))?;
-        let ms = started.elapsed().as_millis();
-        log::debug!("{}: hot index as of {}, {size} bytes, in {ms} ms", self.replica.place(), head.txid);
-        Ok(())
-    }
-
-    /// The bytes of the hot index as of the map; `head` is the delta of its transaction.
-    ///
-    /// # Errors
-    /// The map's.
-    pub(crate) fn hot_index(&self, head: ObjectId, generation: Generation) -> Result<Option<Vec<u8>>> {
-        let page_bytes = self.page_size.bytes() as usize;
-        let hot = btree::upper_pages(PAGES_BYTES / page_bytes, |pgno: Pgno| {
-            let mut page = vec![0; page_bytes];
-            matches!(self.cache.read_present(pgno, &mut page), Ok(true)).then_some(page)
-        });
-        if hot.first().is_none_or(|(first, _)| *first != Pgno::ONE) {
-            return Err(Error::new(ErrorKind::Local, "the first page is not in the cache"));
-        }
-        Ok(HotIndex::of(self.cache.map(), head, generation, hot)?.map(|hot| hot.encode()))
-    }
 }

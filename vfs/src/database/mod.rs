@@ -7,9 +7,13 @@
 mod adopt;
 mod exclusive;
 pub(crate) mod forked;
+mod history;
 mod hot;
+mod hot_writer;
 mod hydrate;
 mod open;
+pub(crate) mod past;
+mod save_ahead;
 mod status;
 mod strict;
 mod waiting;
@@ -44,6 +48,7 @@ use crate::protocol::ObjectId;
 use crate::replica::names::Replica;
 use crate::store;
 use crate::upload::group::Group;
+use crate::upload::history::Keeper;
 use crate::upload::pump::{self, Turn};
 
 /// How long a reset of the WAL waits for the capture lock before it is put off.
@@ -106,6 +111,13 @@ pub(crate) struct OpenRequest {
     pub(crate) create: bool,
 }
 
+impl OpenRequest {
+    /// Whether a state of the past is asked for.
+    pub(crate) fn wants_the_past(&self) -> bool {
+        self.parameters.iter().any(|(name, value)| name == "at" && !value.is_empty())
+    }
+}
+
 /// One database of this process, shared by its connections.
 pub(crate) struct Database {
     pub(crate) layout: Layout,
@@ -127,9 +139,11 @@ pub(crate) struct Database {
     /// Deltas that are in the bucket and not in the page map yet, and the epochs of checkpoints that wait for them.
     pub(crate) pending: PendingDeltas,
     hydration: hydrate::Hydration,
+    hot: hot_writer::HotWriter,
     pub(crate) epochs: Mutex<VecDeque<(u64, TxId)>>,
     /// Held for the whole life: shared with the other processes that have the database open.
     members: std::fs::File,
+    pub(crate) keeper: Arc<Keeper>,
     index: Mutex<Option<Arc<dyn WalIndex>>>,
     exclusive: Mutex<ExclusiveWal>,
     opened: open::Cost,
@@ -148,6 +162,7 @@ pub(crate) struct Database {
     pub(crate) urgent: AtomicU32,
     pub(crate) settled: (Mutex<()>, Condvar),
     pub(crate) group: Group,
+    ahead: Arc<save_ahead::SaveAhead>,
     held_back: Mutex<Option<Instant>>,
     holds: AtomicU32,
     pub(crate) failures: AtomicU32,
@@ -168,6 +183,8 @@ impl Database {
         let database = Arc::new(open::open(&request)?);
         // The cell is new, so this is the one time that it is set.
         let _ = database.me.set(Arc::downgrade(&database));
+        database.ahead.belongs_to(&database);
+        database.keeper.serve(Arc::downgrade(&database));
         forked::EVER_OPENED.store(true, Ordering::Relaxed);
         let me = Arc::downgrade(&database);
         database.cache.on_moved(move |why| me.upgrade().map_or(Ok(()), |database| database.plan_anew(why)));
@@ -355,6 +372,7 @@ impl Database {
         if self.is_inherited() {
             return;
         }
+        self.keeper.stop();
         waiting::forget(self);
         match self.flush(self.commit_timeout()) {
             Err(e) => self.report_unsent("closed", &e),
@@ -364,9 +382,12 @@ impl Database {
                 }
             }
         }
+        self.ahead.finish();
+        pump::forget(&(Arc::clone(&self.ahead) as Arc<dyn Turn>));
         if let Some(turn) = self.as_turn() {
             pump::forget(&turn);
         }
+        pump::forget(&(Arc::clone(&self.keeper) as Arc<dyn Turn>));
     }
 
     /// Our own handle's view of the wal-index.
@@ -433,6 +454,7 @@ impl Database {
     /// Saves everything committed, so that the WAL may go.
     fn save_captured(&self, limit: Duration) -> Result<()> {
         self.check_process()?;
+        self.ahead.finish();
         let mut capture = self.capture.lock_within(limit, "the capture lock")?;
         let committed = match self.committed() {
             Some(committed) => Some(committed),

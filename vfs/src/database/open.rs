@@ -16,16 +16,18 @@
 //! Crash: every step can be repeated. Unsent deltas leave the outbox only for a conflict folder, by rename, or after
 //! the state file says that the bucket has them.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use super::{Database, OpenRequest, hot};
+use super::{Database, OpenRequest, hot, hot_writer};
 use crate::cache::default_size::default_size;
 use crate::cache::file::{CacheFile, MAGIC, MASK};
 use crate::cache::pending::PendingDeltas;
@@ -46,7 +48,7 @@ use crate::protocol::{self, Nonce, ObjectId};
 use crate::replica::chain::{self, Chain};
 use crate::replica::fetch::PageSource;
 use crate::replica::hot_index::HotIndex;
-use crate::replica::index_fetch::ObjectIndex;
+use crate::replica::index_fetch::{ObjectIndex, Short};
 use crate::replica::names::{Listed, ObjectName, Replica};
 use crate::replica::page_map::PageMap;
 use crate::runtime;
@@ -54,14 +56,15 @@ use crate::store;
 use crate::store::url::BucketUrl;
 use crate::upload::driver;
 use crate::upload::group::Group;
+use crate::upload::history::Keeper;
 use crate::words::NotUsable;
 
 /// How long an open waits for another process that is preparing the same database.
 const PREPARE_WAIT: Duration = Duration::from_secs(60);
 /// How long an open waits for one answer of the bucket.
-const OPEN_WAIT: Duration = Duration::from_secs(60);
+pub(super) const OPEN_WAIT: Duration = Duration::from_secs(60);
 /// How long a read of SQLite's waits for the bucket.
-const READ_WAIT: Duration = Duration::from_secs(30);
+pub(super) const READ_WAIT: Duration = Duration::from_secs(30);
 
 /// What the open cost.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +75,8 @@ pub(super) struct Cost {
     pub(super) ms: u64,
     /// Requests of all kinds.
     pub(super) requests: u64,
+    /// Requests that followed one another.
+    pub(super) round_trips: u64,
     /// The durable transaction.
     pub(super) txid: TxId,
 }
@@ -91,6 +96,8 @@ pub(super) struct Ready {
     pub(super) cache: CacheFile,
     state: State,
     cold: bool,
+    /// What the hot index that it was opened with is as of.
+    hot: TxId,
 }
 
 /// What the main file is.
@@ -107,13 +114,7 @@ enum MainFile {
 pub(super) fn open(request: &OpenRequest) -> Result<Database> {
     let started = Instant::now();
     let config = Config::parse(&request.parameters, |name| std::env::var(name).ok())?;
-    let name = request.path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
-        let path = request.path.display();
-        Error::new(ErrorKind::Configuration, format!("{path}: the file's name is not UTF-8, so no object can have it"))
-    })?;
-    let url: BucketUrl = config.bucket.parse()?;
-    url.join(name)?;
-    let replica = Replica::new(store::open(&url, store_config(&config)), name);
+    let replica = replica_of(&config, &request.path)?;
     let layout = Layout::of(&request.path);
     let had_directory = layout.dir().exists();
     layout.create()?;
@@ -131,21 +132,23 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         // Nothing of value can be in a directory that this failed open has made.
         let _ = fs::remove_dir_all(opening.layout.dir());
     }
-    let Ready { cache, state, cold } = result?;
+    let Ready { cache, state, cold, hot } = result?;
     let [gets, puts, lists, deletes, ..] = opening.replica.store().traffic().snapshot();
     let opened = Cost {
         cold,
         ms: started.elapsed().as_millis() as u64,
         requests: gets + puts + lists + deletes,
+        round_trips: opening.replica.store().traffic().round_trips.load(Ordering::Relaxed),
         txid: state.durable_txid(),
     };
     log::info!(
-        "{}: open at {} of {} in {} ms with {} requests",
+        "{}: open at {} of {} in {} ms with {} requests in {} round trips",
         opening.layout.main().display(),
         state.durable_txid(),
         opening.replica.place(),
         opened.ms,
-        opened.requests
+        opened.requests,
+        opened.round_trips
     );
     let lock = opening.layout.lock();
     opening.bound(&cache);
@@ -159,10 +162,17 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         pending: PendingDeltas::of(opening.layout.dir()),
         epochs: Mutex::default(),
         hydration: Default::default(),
+        hot: hot_writer::HotWriter::of(hot),
         uploader: HostMutex::new(&lock, LockByte::Upload, ())?,
         lease_lane: HostMutex::new(&lock, LockByte::Lease, ())?,
         state_lock: HostMutex::new(&lock, LockByte::State, ())?,
         members,
+        keeper: Arc::new(Keeper::new(
+            opening.replica.clone(),
+            opening.layout.dir().to_owned(),
+            opening.config.retention,
+            HostMutex::new(&lock, LockByte::History, ())?,
+        )),
         index: Mutex::new(None),
         exclusive: Mutex::default(),
         opened,
@@ -175,6 +185,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         urgent: 0.into(),
         settled: (Mutex::new(()), Condvar::new()),
         group: Group::default(),
+        ahead: Arc::default(),
         held_back: Mutex::new(None),
         holds: 0.into(),
         failures: 0.into(),
@@ -224,7 +235,7 @@ impl Opening<'_> {
         let cache = self
             .open_cache()
             .map_err(|why| Error::new(ErrorKind::Corrupt, format!("{}: {why}", self.layout.dir().display())))?;
-        Ok(Ready { cache, state, cold: false })
+        Ok(Ready { cache, state, cold: false, hot: TxId::NONE })
     }
 
     /// Alone on this host.
@@ -237,17 +248,18 @@ impl Opening<'_> {
             let message = format!("{path}: neither a SQLite database nor a cache of this VFS; move it away");
             return Err(Error::new(ErrorKind::Configuration, message));
         }
-        let hot::Look { listed, hot } = match main {
+        let look = match main {
             MainFile::Missing | MainFile::Empty if state.is_none() => self.look()?,
-            _ => hot::Look { listed: self.list()?, hot: None },
+            _ => hot::Look::of(self.list()?),
         };
+        let listed = look.listed.clone();
         let chain = self.chain(listed.clone())?;
         match (state, chain) {
             (None, chain) if main == MainFile::PlainDatabase => self.adopt(chain.as_ref()),
             (None, Some(chain)) => {
                 let state = self.fresh_state(PageSize::DEFAULT);
                 let head = self.log(&listed, &state)?.head();
-                self.cold_open(&chain, head, hot, state)
+                self.cold_open(&chain, head, look, state)
             }
             (None, None) if !self.request.create => {
                 let path = self.layout.main().display();
@@ -317,24 +329,25 @@ impl Opening<'_> {
     }
 
     /// Nothing usable here: the page map from the bucket and from what is unsent, and no pages.
-    fn cold_open(
-        &self,
-        chain: &Chain,
-        head: Option<ObjectId>,
-        hot: Option<HotIndex>,
-        mut state: State,
-    ) -> Result<Ready> {
-        let hot = hot.filter(|hot| hot.head.txid <= chain.txid());
+    fn cold_open(&self, chain: &Chain, head: Option<ObjectId>, look: hot::Look, mut state: State) -> Result<Ready> {
+        let hot = look.hot.filter(|hot| hot.head.txid <= chain.txid());
         let as_of = hot.as_ref().map_or(TxId::NONE, |hot| hot.head.txid);
         let newer = chain.objects.iter().filter(|object| object.name.max > as_of).cloned().collect();
-        let newer = self.indexes(&Chain { objects: newer })?;
-        // What the hot index has of pages that changed since is old.
-        let changed: HashSet<Pgno> = newer.iter().flat_map(|index| &index.pages).map(|page| page.pgno).collect();
+        let newer = self.indexes_and_short(&Chain { objects: newer }, look.short)?;
         let mut indexes = hot.as_ref().map(HotIndex::indexes).unwrap_or_default();
-        indexes.extend(newer);
         let generation = hot.as_ref().filter(|hot| Some(hot.head) == head).map(|hot| hot.generation.0);
-        let hot_pages = hot.map(|hot| hot.hot).unwrap_or_default();
-        let hot_pages = hot_pages.into_iter().filter(|(pgno, _)| !changed.contains(pgno)).collect();
+        let mut pages: HashMap<Pgno, Vec<u8>> = hot.map(|hot| hot.hot.into_iter().collect()).unwrap_or_default();
+        for (index, short) in newer {
+            // What is known of pages that changed since is old. Short deltas are here whole; no page is asked for that they have.
+            pages.retain(|pgno, _| index.commit.contains(*pgno));
+            index.pages.iter().for_each(|page| drop(pages.remove(&page.pgno)));
+            if let Some(short) = short {
+                // Damage is reported by whoever reads the page.
+                pages.extend(hot_writer::images(&short).unwrap_or_default());
+            }
+            indexes.push(index);
+        }
+        let hot_pages = pages.into_iter().collect();
         let last = indexes.last().ok_or_else(|| Error::new(ErrorKind::Corrupt, "an empty chain".to_owned()))?;
         let (page_size, pages) = (last.page_size, last.commit);
         state.page_size = page_size.bytes();
@@ -344,7 +357,7 @@ impl Opening<'_> {
             state.durable_generation = generation_of(chain, head).or(generation);
         }
         state.position = Position { pages, closed: true, serial: state.position.serial, ..Position::default() };
-        self.build_cold(indexes, hot_pages, page_size, state)
+        Ok(Ready { hot: as_of, ..self.build_cold(indexes, hot_pages, page_size, state)? })
     }
 
     fn build_cold(
@@ -435,7 +448,9 @@ impl Opening<'_> {
                     self.outbox.remove(settled.id.txid)?;
                 }
                 if is_whole && let Ok(cache) = self.open_cache() {
-                    cache.recount();
+                    if !state.clean {
+                        cache.recount();
+                    }
                     if verdict == Verdict::Continues
                         && let Some(chain) = &chain
                     {
@@ -449,7 +464,7 @@ impl Opening<'_> {
             }
         }
         match chain {
-            Some(chain) => self.cold_open(&chain, log.head(), None, state),
+            Some(chain) => self.cold_open(&chain, log.head(), hot::Look::of(Vec::new()), state),
             None if state.protocol.outbox.is_empty() => self.create(),
             None => {
                 let page_size = self.page_size(&state)?;
@@ -591,7 +606,7 @@ impl Opening<'_> {
         }
         driver::publish(&self.shared, &state);
         self.shared.set_frozen_pages(position.pages);
-        Ok(Ready { cache, state, cold })
+        Ok(Ready { cache, state, cold, hot: TxId::NONE })
     }
 
     pub(super) fn fresh_state(&self, page_size: PageSize) -> State {
@@ -649,6 +664,12 @@ impl Opening<'_> {
             .map_err(|e| e.context(self.replica.place()))
     }
 
+    fn indexes_and_short(&self, chain: &Chain, known: Short) -> Result<Vec<(ObjectIndex, Option<Bytes>)>> {
+        let (replica, chain) = (self.replica.clone(), chain.clone());
+        let what = format!("reading the page indexes of {}", self.replica.place());
+        runtime::wait(&what, OPEN_WAIT, async move { replica.indexes_and_short(&chain, &known).await })?
+    }
+
     fn indexes(&self, chain: &Chain) -> Result<Vec<ObjectIndex>> {
         let (replica, chain) = (self.replica.clone(), chain.clone());
         let what = format!("reading the page indexes of {}", self.replica.place());
@@ -659,6 +680,17 @@ impl Opening<'_> {
         let bytes = self.outbox.read(&envelope.id)?;
         ObjectIndex::decode(ObjectName::delta(envelope.id.txid), None, envelope.id.size, &bytes, &bytes)
     }
+}
+
+/// The replica of the database at a path.
+pub(super) fn replica_of(config: &Config, path: &Path) -> Result<Replica> {
+    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
+        let path = path.display();
+        Error::new(ErrorKind::Configuration, format!("{path}: the file's name is not UTF-8, so no object can have it"))
+    })?;
+    let url: BucketUrl = config.bucket.parse()?;
+    url.join(name)?;
+    Ok(Replica::new(store::open(&url, store_config(config)), name))
 }
 
 /// An attempt has the request timeout; failures are repeated for twice as long.

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::local::shared::BootTime;
 
 /// The pragmas that exist, as a refusal lists them.
-pub(crate) const PRAGMAS: &str = "gcs_durability, gcs_flush, gcs_status";
+pub(crate) const PRAGMAS: &str = "gcs_durability, gcs_flush, gcs_history, gcs_status";
 
 impl Database {
     /// FCNTL_PRAGMA and the SQL functions. `None`: not one of ours. `Some(Ok(text))` is the row to return.
@@ -34,7 +34,8 @@ impl Database {
                     "gcs_durability={value:?} is not understood; accepted is background, commit or strict"
                 )),
             },
-            ("gcs_status" | "gcs_flush", Some(_)) => refuse(format!("PRAGMA {name} takes no value")),
+            ("gcs_history", None) => super::history::points_as_json(&self.replica),
+            ("gcs_status" | "gcs_flush" | "gcs_history", Some(_)) => refuse(format!("PRAGMA {name} takes no value")),
             _ => refuse(format!("unknown PRAGMA {name}; accepted are {PRAGMAS}")),
         })
     }
@@ -81,9 +82,10 @@ impl Database {
             "pages_total": pages.0,
             "cache_bytes": self.local_bytes(),
             "requests": { "get": gets, "put": puts, "list": lists, "delete": deletes },
+            "round_trips": self.replica.store().traffic().round_trips.load(std::sync::atomic::Ordering::Relaxed),
             "bytes": { "in": bytes_in, "out": bytes_out },
             "cost": { "class_a": puts + lists, "class_b": gets, "usd": usd(puts + lists, gets) },
-            "open": { "cold": self.opened.cold, "ms": self.opened.ms, "requests": self.opened.requests },
+            "open": { "cold": self.opened.cold, "ms": self.opened.ms, "requests": self.opened.requests, "round_trips": self.opened.round_trips },
             "last_error": *self.last_error.lock(),
         })
         .to_string()

@@ -11,7 +11,7 @@
 //! Memory: the ranges of the inputs (16 MB in all), a page of each, and about 10 bytes for each page of an input as it is
 //! read and of the result. The body of the PUT is the mapped file.
 
-use std::io::BufWriter;
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,10 +49,11 @@ impl Compactor<'_> {
     pub(super) fn make(&self, job: &Merge, right: &dyn Fn() -> bool) -> Result<Option<Row>> {
         let name = job.name();
         let what = |e: Error| e.context(format!("merging into {name} in {}", self.replica.place()));
-        let (bytes, timestamp_ms) = self.merge(job).map_err(what)?;
+        let merged = self.merge(job, right);
         if !right() {
             return Ok(None);
         }
+        let (bytes, timestamp_ms) = merged.map_err(what)?;
         let row = Row {
             name,
             meta: Meta {
@@ -76,7 +77,7 @@ impl Compactor<'_> {
     }
 
     /// The verified bytes of the result, and the time of its newest transaction.
-    fn merge(&self, job: &Merge) -> Result<(Bytes, i64)> {
+    fn merge(&self, job: &Merge, right: &dyn Fn() -> bool) -> Result<(Bytes, i64)> {
         let newest = job.inputs.last().ok_or_else(|| Error::new(ErrorKind::Corrupt, "there is nothing to merge"))?;
         let reads = Reads::new(self.replica, self.local, job.inputs.len());
         let inputs = reads.decoders(&job.inputs)?;
@@ -85,7 +86,7 @@ impl Compactor<'_> {
         let last = last.ok_or_else(|| Error::new(ErrorKind::Corrupt, "there is nothing to merge"))?;
         let header = Header::compacted(last.page_size, last.commit, name.min, name.max, last.timestamp_ms);
         let spool = Spool::new(self.scratch)?;
-        let out = BufWriter::with_capacity(1 << 20, spool.writer()?);
+        let out = BufWriter::with_capacity(1 << 20, WhileRight { out: spool.writer()?, right });
         drop(merge(inputs, out, header).map_err(|e| reads.error(e.into()))?);
         let bytes = spool.bytes()?;
         let written = verify(&bytes).map_err(|e| Error::from(e).context("reading the result back"))?;
@@ -145,5 +146,21 @@ impl Compactor<'_> {
         theirs.finish().map_err(|e| reads.error(e.into()))?;
         // The bytes may differ where the pages do not, so it stands for itself.
         Ok(Meta { size: row.meta.size, crc32c: None, ..meta })
+    }
+}
+
+/// A file that takes what is written as long as the right lasts.
+struct WhileRight<'a> {
+    out: std::fs::File,
+    right: &'a dyn Fn() -> bool,
+}
+
+impl Write for WhileRight<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if (self.right)() { self.out.write(bytes) } else { Err(io::Error::other("the right to write is gone")) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }

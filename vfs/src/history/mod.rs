@@ -25,7 +25,7 @@ mod retain;
 mod source;
 mod spool;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,6 +51,27 @@ use self::retain::Verified;
 const LISTING_LASTS: u64 = 16 * TAIL as u64;
 /// After an error nothing is tried until so many transactions later.
 const AFTER_ERROR: u64 = 16;
+
+/// What this host itself reads from the bucket while its database is open.
+pub trait InUse: Send + Sync {
+    /// The state whose pages it reads. That one and all later ones are kept.
+    fn state(&self) -> TxId;
+
+    /// Some objects are about to be deleted. When this returns, nothing is read from them any more, but from what is left.
+    ///
+    /// # Errors
+    /// Whatever hinders that; nothing is deleted then.
+    fn leave(&self, going: &BTreeSet<ObjectName>, left: &[Row]) -> Result<()>;
+
+    /// The largest result of a merge that the local disk should hold, in bytes.
+    fn largest_bytes(&self) -> u64;
+
+    /// Makes room for the result of a merge, and says whether it could.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn make_room(&self, bytes: u64) -> Result<bool>;
+}
 
 /// What came of a step.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -104,6 +125,7 @@ pub struct Historian {
     scratch: PathBuf,
     policy: Policy,
     local: Arc<dyn LocalObjects>,
+    in_use: Option<Arc<dyn InUse>>,
     known: Mutex<Known>,
     /// Held during a step.
     stepping: Mutex<()>,
@@ -127,6 +149,7 @@ impl Historian {
             scratch,
             policy: Policy::new(retention),
             local: Arc::new(NoLocalObjects),
+            in_use: None,
             known: Mutex::default(),
             stepping: Mutex::default(),
         }
@@ -135,6 +158,11 @@ impl Historian {
     /// Reads objects from the local disk where they are (still) there. Their bytes must be those in the bucket.
     pub fn with_local(self, local: Arc<dyn LocalObjects>) -> Historian {
         Historian { local, ..self }
+    }
+
+    /// Keeps what this host still reads.
+    pub fn with_reader(self, in_use: Arc<dyn InUse>) -> Historian {
+        Historian { in_use: Some(in_use), ..self }
     }
 
     /// Takes in a listing that was made anyway, as at a cold open, with the head it showed.
@@ -220,9 +248,20 @@ impl Historian {
             self.known.lock().planned.extend(more);
             return self.merge(&merge, right);
         }
-        let deletions = self.policy.deletions(&rows, now)?;
+        let mut deletions = self.policy.deletions(&rows, now)?;
+        if let Some(in_use) = &self.in_use {
+            let state = in_use.state();
+            let plan: BTreeSet<ObjectName> =
+                listing::chain(&rows, Some(state)).unwrap_or_default().iter().map(|row| row.name).collect();
+            deletions.retain(|deletion| deletion.row.name.max <= state && !plan.contains(&deletion.row.name));
+        }
         if deletions.is_empty() {
             return Ok(Progress::Nothing);
+        }
+        if let Some(in_use) = &self.in_use {
+            let going = deletions.iter().map(|deletion| deletion.row.name).collect();
+            let left: Vec<Row> = rows.iter().filter(|row| !BTreeSet::contains(&going, &row.name)).cloned().collect();
+            in_use.leave(&going, &left)?;
         }
         let mut verified = std::mem::take(&mut self.known.lock().verified);
         let deleted = retain::delete(&self.replica, &deletions, &mut verified, right);
@@ -284,18 +323,26 @@ impl Historian {
 
     /// The next merges; and when to look again.
     fn decide(&self, rows: &[Row], durable: TxId, now: BucketTime) -> Result<Vec<Merge>> {
-        let outlook = self.policy.outlook(rows, durable)?;
+        let policy = self.policy.up_to(self.in_use.as_ref().map_or(u64::MAX, |in_use| in_use.largest_bytes()));
+        let outlook = policy.outlook(rows, durable)?;
         let mut known = self.known.lock();
         known.next_at = Some(TxId(durable.0 + outlook.deltas_left));
         known.bytes_left = outlook.bytes_left.max(1);
         if outlook.merges.is_empty() && known.thinned_at < durable {
             known.thinned_at = durable;
-            return self.policy.thinning(rows, now);
+            return policy.thinning(rows, now);
         }
         Ok(outlook.merges)
     }
 
     fn merge(&self, merge: &Merge, right: &dyn Fn() -> bool) -> Result<Progress> {
+        let bytes = merge.bytes();
+        if let Some(in_use) = &self.in_use
+            && !in_use.make_room(bytes)?
+        {
+            let why = format!("{}: no room for {bytes} bytes of a merge", self.replica.place());
+            return Err(Error::new(ErrorKind::Full, why));
+        }
         let compactor = Compactor { replica: &self.replica, scratch: &self.scratch, local: &self.local };
         let Some(row) = compactor.make(merge, right)? else {
             self.known.lock().planned.clear();

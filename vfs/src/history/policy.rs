@@ -33,11 +33,12 @@
 //! # Bounds
 //! **Objects.** After a step that had nothing to do, any listing made by this policy has at most
 //! ```text
-//! 100 + S + R + G + Z
+//! 100 + S + R + G + Z + M
 //! S  seals (empty deltas, and the first delta): never deleted
 //! R  for older states: what the plans of the states in the table need beside the newest state's
 //! G  merged already, but what covers them is younger than 10 minutes (as of the last step)
 //! Z  objects of stalled writers that no single object covers yet; the next snapshot covers them
+//! M  objects newer than the last checkpoint of the host that makes the steps: it may yet read pages of that state
 //! ```
 //! The 100 are the chain: the base, 34 objects, and a tail of 63. The states in the table are the deltas of the last 10
 //! minutes, about one per minute or 64 deltas in the hour, and about one per 10 minutes or 1,280 deltas in the retention. Counted
@@ -107,6 +108,11 @@ pub struct Merge {
 }
 
 impl Merge {
+    /// What the inputs weigh together: the result is no larger, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.inputs.iter().map(|row| row.meta.size).sum()
+    }
+
     /// The name of the result.
     pub fn name(&self) -> ObjectName {
         let end = |row: Option<&Row>, of: fn(&ObjectName) -> TxId| row.map_or(TxId::NONE, |row| of(&row.name));
@@ -142,12 +148,20 @@ pub struct Deletion {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Policy {
     retention_ms: i64,
+    largest_bytes: u64,
 }
 
 impl Policy {
     /// Keeps states of this age openable, at the spacing of the table above.
     pub fn new(retention: Duration) -> Policy {
-        Policy { retention_ms: i64::try_from(retention.as_millis()).unwrap_or(i64::MAX) }
+        let retention_ms = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
+        Policy { retention_ms, largest_bytes: u64::MAX }
+    }
+
+    /// Makes no merge whose inputs together are larger than this, in bytes: there is no room for the result. Without snapshots
+    /// the bounds do not hold.
+    pub fn up_to(self, largest_bytes: u64) -> Policy {
+        Policy { largest_bytes, ..self }
     }
 
     /// What to merge in the chain of the state as of `durable`; what is beyond it is not looked at.
@@ -163,13 +177,20 @@ impl Policy {
         let bytes: u64 = rest.iter().map(|row| row.meta.size).sum();
         let half = base.meta.size / 2 + 1;
         let wanted = half.max(AT_ONCE);
-        let merges = if bytes >= wanted || (bytes >= half && tail >= TAIL) {
+        let has_room = bytes.saturating_add(base.meta.size) <= self.largest_bytes;
+        let mut merges = if has_room && (bytes >= wanted || (bytes >= half && tail >= TAIL)) {
             snapshot(&chain)
         } else {
-            levels(&chain, bytes / 3 >= base.meta.size / 8)
+            levels(&chain, has_room && bytes / 3 >= base.meta.size / 8)
         };
+        self.keep_those_with_room(&mut merges);
         let deltas_left = TAIL.saturating_sub(tail).max(1) as u64;
-        Ok(Outlook { merges, deltas_left, bytes_left: wanted.saturating_sub(bytes) })
+        let bytes_left = if has_room { wanted.saturating_sub(bytes) } else { AT_ONCE };
+        Ok(Outlook { merges, deltas_left, bytes_left })
+    }
+
+    fn keep_those_with_room(&self, merges: &mut Vec<Merge>) {
+        merges.retain(|merge| merge.bytes() <= self.largest_bytes);
     }
 
     /// Merges of what only older states need, from before the newest snapshot: what had not been merged when that was written is
@@ -212,6 +233,7 @@ impl Policy {
                 }
             }
         }
+        self.keep_those_with_room(&mut merges);
         Ok(merges)
     }
 

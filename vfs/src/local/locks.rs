@@ -32,6 +32,8 @@ pub(crate) enum LockByte {
     Lease = 3,
     /// Reading and changing the state file.
     State = 4,
+    /// The one process that tends the history.
+    History = 5,
 }
 
 /// How a lock is held.

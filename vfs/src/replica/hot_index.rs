@@ -53,9 +53,10 @@ pub(crate) struct HotIndex {
 }
 
 impl HotIndex {
-    /// From the map, which has to be as of `head`. `None` where a page is not in the bucket.
+    /// From the map, and from what it lacks up to `head`, oldest first. `None` where a page is not in the bucket.
     pub(crate) fn of(
         map: &PageMap,
+        newer: &[ObjectIndex],
         head: ObjectId,
         generation: Generation,
         hot: Vec<(Pgno, Vec<u8>)>,
@@ -83,8 +84,27 @@ impl HotIndex {
             };
             places.push(Some((index, place.offset, place.len)));
         }
-        let (page_size, pages) = (map.page_size(), map.pages());
+        for delta in newer {
+            // A page beyond the end of some state comes back as zeros if at all.
+            places.truncate(delta.commit.0 as usize);
+            places.resize(delta.commit.0 as usize, None);
+            objects.push(ObjectRef { name: delta.name, generation: delta.generation, size: delta.size });
+            let index = objects.len() as u32 - 1;
+            for page in &delta.pages {
+                if let Some(place) = page.pgno.0.checked_sub(1).and_then(|at| places.get_mut(at as usize)) {
+                    *place = Some((index, page.offset, page.len));
+                }
+            }
+        }
+        drop_unused(&mut objects, &mut places);
+        let (page_size, pages) = (map.page_size(), PageCount(places.len() as u32));
         Ok(Some(HotIndex { page_size, pages, head, generation, objects, places, hot }))
+    }
+
+    /// Whether every page has a place: where one has none, the map may have been cut off by a checkpoint of something newer.
+    pub(crate) fn is_whole(&self) -> bool {
+        let lock_page = self.page_size.lock_page();
+        self.places.iter().zip(1..).all(|(place, pgno)| place.is_some() || Pgno(pgno) == lock_page)
     }
 
     /// What the page map is built from: as if each object had only the pages that are still read from it.
@@ -180,6 +200,25 @@ impl HotIndex {
         }
         parse(&mut Input(&content[MAGIC.len()..])).ok_or_else(|| bad("it contradicts itself"))
     }
+}
+
+/// Leaves out the objects that no page is read from any more.
+fn drop_unused(objects: &mut Vec<ObjectRef>, places: &mut [Option<(u32, u64, u32)>]) {
+    let mut is_used = vec![false; objects.len()];
+    for (object, _, _) in places.iter().flatten() {
+        is_used[*object as usize] = true;
+    }
+    let moved = is_used.iter().scan(0, |next, is_used| {
+        let now = *next;
+        *next += u32::from(*is_used);
+        Some(now)
+    });
+    let moved: Vec<u32> = moved.collect();
+    for (object, _, _) in places.iter_mut().flatten() {
+        *object = moved[*object as usize];
+    }
+    let mut is_used = is_used.into_iter();
+    objects.retain(|_| is_used.next().unwrap_or(false));
 }
 
 fn parse(input: &mut Input<'_>) -> Option<HotIndex> {

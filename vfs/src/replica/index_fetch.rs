@@ -8,19 +8,22 @@
 //! that was listed; a snapshot holds every page; no page lies beyond the size that the header states. Not checked: the
 //! file's checksum, which needs every page of the object.
 
+use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 use crate::delta::{DecodeError, Header, IndexEntry, PageIndex, TAIL_MIN, tail_layout};
 use crate::error::{Error, ErrorKind, Result};
-use crate::page::{PageCount, PageSize};
+use crate::page::{PageCount, PageSize, TxId};
 use crate::replica::chain::Chain;
 use crate::replica::names::{Listed, ObjectName, Replica};
 use crate::store::{Generation, Object, StoreError};
 
-/// How many objects are asked for at a time.
-pub const PARALLEL: usize = 16;
+/// How many objects are asked for at a time: more than there are deltas between two hot indexes.
+pub const PARALLEL: usize = 128;
 /// An object up to this size is read whole, in bytes.
-const WHOLE: u64 = 64 * 1024;
+pub(crate) const WHOLE: u64 = 64 * 1024;
+/// So many bytes of whole objects are handed on; of more only the indexes.
+const HANDED_ON: u64 = 8 << 20;
 /// An index takes 6 to 13 bytes per page, which compressed takes a kilobyte or two; this share of the object is
 /// nearly always enough, and [`WHOLE`] is the least that is asked for.
 const TAIL_SHARE: u64 = 100;
@@ -88,6 +91,9 @@ impl ObjectIndex {
     }
 }
 
+/// Whole objects up to [`WHOLE`] bytes, with their generations.
+pub(crate) type Short = std::collections::HashMap<ObjectName, (Generation, Bytes)>;
+
 /// Why an object could not be read where the chain said it is.
 #[derive(Clone, Debug)]
 pub(crate) enum ReadError {
@@ -138,11 +144,27 @@ impl Replica {
     /// [`ErrorKind::Corrupt`], naming the object and the field; the store's. The caller may plan anew and try again
     /// where an object is gone or has changed.
     pub async fn indexes(&self, chain: &Chain) -> Result<Vec<ObjectIndex>> {
+        Ok(self.indexes_and_short(chain, &Short::new()).await?.into_iter().map(|(index, _)| index).collect())
+    }
+
+    /// The same, each with all of its object where that is short, and all the short ones together are not long. Those in `known` are
+    /// not asked for.
+    pub(crate) async fn indexes_and_short(
+        &self,
+        chain: &Chain,
+        known: &Short,
+    ) -> Result<Vec<(ObjectIndex, Option<Bytes>)>> {
         // Collected first: a stream over a closure that borrows would not be Send in every caller's eyes.
-        let jobs: Vec<_> = chain.objects.iter().map(|object| self.index(object)).collect();
-        let indexes: Vec<ObjectIndex> = stream::iter(jobs).buffered(PARALLEL).try_collect().await?;
-        if let Some(newest) = indexes.last()
-            && let Some(odd) = indexes.iter().find(|index| index.page_size != newest.page_size)
+        let sizes = chain.objects.iter().map(|object| object.meta.size);
+        let hands_on = sizes.filter(|size| *size <= WHOLE).sum::<u64>() <= HANDED_ON;
+        let job = |object| async move {
+            let (index, whole) = self.index_and_short(object, known).await?;
+            Ok::<_, Error>((index, whole.filter(|_| hands_on)))
+        };
+        let jobs: Vec<_> = chain.objects.iter().map(job).collect();
+        let indexes: Vec<(ObjectIndex, Option<Bytes>)> = stream::iter(jobs).buffered(PARALLEL).try_collect().await?;
+        if let Some((newest, _)) = indexes.last()
+            && let Some((odd, _)) = indexes.iter().find(|(index, _)| index.page_size != newest.page_size)
         {
             let why = format!(
                 "{}: page size: {} bytes, but {} has {}",
@@ -158,12 +180,20 @@ impl Replica {
     /// # Errors
     /// As [`Replica::indexes`].
     pub async fn index(&self, listed: &Listed) -> Result<ObjectIndex> {
+        Ok(self.index_and_short(listed, &Short::new()).await?.0)
+    }
+
+    async fn index_and_short(&self, listed: &Listed, known: &Short) -> Result<(ObjectIndex, Option<Bytes>)> {
         let Listed { name, meta } = listed;
         let (generation, size) = (meta.generation, meta.size);
         if size <= WHOLE {
-            let whole = self.read(name, generation, None).await?.bytes;
+            let whole = match known.get(name) {
+                Some((known, bytes)) if *known == generation => bytes.clone(),
+                _ => self.read(name, generation, None).await?.bytes,
+            };
             self.full(name, size, whole.len() as u64)?;
-            return ObjectIndex::decode(*name, Some(generation), size, &whole, &whole);
+            let index = ObjectIndex::decode(*name, Some(generation), size, &whole, &whole)?;
+            return Ok((index, Some(whole)));
         }
         let guess = WHOLE.max(size / TAIL_SHARE);
         let header = self.read(name, generation, Some(0..Header::LEN as u64));
@@ -178,7 +208,22 @@ impl Replica {
             self.full(name, needed - guess, before.len() as u64)?;
             end = [before, end].concat().into();
         }
-        ObjectIndex::decode(*name, Some(generation), size, &header, &end)
+        Ok((ObjectIndex::decode(*name, Some(generation), size, &header, &end)?, None))
+    }
+
+    /// Reads the deltas after `txid`, so many at the most, by the names that they have if there are any: for one who knows that
+    /// there may be some and has not seen a listing yet. Those that are not there, or not short, are left out.
+    pub(crate) async fn short_after(&self, txid: TxId, count: u64) -> Short {
+        let jobs: Vec<_> = (txid.0 + 1..=txid.0.saturating_add(count)).map(|next| self.short(TxId(next))).collect();
+        futures::future::join_all(jobs).await.into_iter().flatten().collect()
+    }
+
+    async fn short(&self, txid: TxId) -> Option<(ObjectName, (Generation, Bytes))> {
+        let name = ObjectName::delta(txid);
+        let object = self.store().get(&self.ltx(&name), Some(0..WHOLE + 1)).await.ok()?;
+        // Some stores do not tell the size with a range.
+        let is_whole = object.bytes.len() as u64 <= WHOLE;
+        is_whole.then_some((name, (object.meta.generation, object.bytes)))
     }
 
     /// A store may answer with less than was asked for only at the end of an object.

@@ -210,6 +210,13 @@ impl Connection {
         match (offset, n) {
             (ffi::SHM_WRITE, 1) => self.take_write(flags),
             (ffi::SHM_READ1, ffi::SHM_READS_BESIDE_0) => self.take_reads_for_reset(flags),
+            (ffi::SHM_CKPT, 1) => {
+                let code = self.take(offset, n, flags);
+                if code == ffi::OK {
+                    self.database.checkpoint_begins();
+                }
+                code
+            }
             _ => self.take(offset, n, flags),
         }
     }

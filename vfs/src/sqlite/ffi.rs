@@ -126,6 +126,8 @@ pub(super) const IOERR_SHMMAP: c_int = IOERR | (21 << 8);
 /// The extension stays in the process after the connection that loaded it is closed.
 pub(super) const OK_LOAD_PERMANENTLY: c_int = 256;
 
+pub(super) const OPEN_READONLY: c_int = 0x1;
+pub(super) const OPEN_READWRITE: c_int = 0x2;
 pub(super) const OPEN_CREATE: c_int = 0x4;
 pub(super) const OPEN_URI: c_int = 0x40;
 pub(super) const OPEN_MAIN_DB: c_int = 0x100;

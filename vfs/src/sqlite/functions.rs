@@ -1,4 +1,4 @@
-//! The SQL functions `gcs_status([schema])` and `gcs_flush([schema])`: the PRAGMAs of the same names, where a PRAGMA cannot stand.
+//! The SQL functions `gcs_status([schema])`, `gcs_flush([schema])` and `gcs_history([schema])`: the PRAGMAs of the same names, where a PRAGMA cannot stand.
 //!
 //! They are registered on the connection that loads the extension and on every one opened later. A function has no
 //! database of its own: it finds that of the schema (`main` unless named) by a file-control operation that only our files
@@ -6,21 +6,22 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
-use std::sync::Arc;
 
 use super::api::{self, Api, c_text};
 use super::ffi::{self, Context, Sqlite, Value};
 use super::guard::guard;
-use crate::database::Database;
 
 /// Asks a file for its database. SQLite leaves operations above 100 to VFSs; this one spells "gcs" and a number.
 pub(super) const FCNTL_DATABASE: c_int = 0x6763_7301;
+
+/// A database's PRAGMAs without arguments, by name.
+pub(super) type Pragmas = Box<dyn FnOnce(&str) -> Option<crate::Result<String>>>;
 
 /// What [`FCNTL_DATABASE`] exchanges. The token tells our question from anybody else's use of the number.
 #[repr(C)]
 pub(super) struct Question {
     token: [u8; 16],
-    answer: Option<Arc<Database>>,
+    answer: Option<Pragmas>,
 }
 
 const TOKEN: [u8; 16] = *b"sqlite-gcs asks\0";
@@ -29,21 +30,21 @@ const TOKEN: [u8; 16] = *b"sqlite-gcs asks\0";
 ///
 /// # Safety
 /// `argument` points to at least 16 readable bytes, or is null.
-pub(super) unsafe fn answer(database: &Arc<Database>, argument: *mut c_void) -> c_int {
+pub(super) unsafe fn answer(argument: *mut c_void, pragmas: impl FnOnce() -> Pragmas) -> c_int {
     let question = argument.cast::<Question>();
     // SAFETY: the caller's promise; behind the token lies our own structure.
     unsafe {
         if question.is_null() || (&raw const (*question).token).read_unaligned() != TOKEN {
             return ffi::NOTFOUND;
         }
-        (*question).answer = Some(Arc::clone(database));
+        (*question).answer = Some(pragmas());
     }
     ffi::OK
 }
 
 /// Registers the functions on a connection.
 pub(super) fn register(api: &Api, db: *mut Sqlite) -> c_int {
-    for name in [c"gcs_status", c"gcs_flush"] {
+    for name in [c"gcs_status", c"gcs_flush", c"gcs_history"] {
         for arguments in [0, 1] {
             // SAFETY: `db` is a connection of SQLite's; the name is static, and serves as the function's data too.
             let code = unsafe {
@@ -106,14 +107,14 @@ unsafe fn run(api: &Api, db: *mut Sqlite, name: &str, schema: *const c_char) -> 
     let mut question = Question { token: TOKEN, answer: None };
     // SAFETY: the caller's promise; a VFS that does not know the operation leaves the question alone.
     let code = unsafe { (api.file_control)(db, schema, FCNTL_DATABASE, ptr::from_mut(&mut question).cast()) };
-    let Some(database) = question.answer.filter(|_| code == ffi::OK) else {
+    let Some(pragmas) = question.answer.filter(|_| code == ffi::OK) else {
         // SAFETY: not null, so a string by the caller's promise.
         let schema = unsafe { CStr::from_ptr(schema) }.to_string_lossy();
         return Err(format!(
             "{name}(): the database \"{schema}\" is not one of the VFS gcs; open it as file:NAME?vfs=gcs"
         ));
     };
-    match database.pragma(name, None) {
+    match pragmas(name) {
         Some(result) => result.map_err(|error| error.to_string()),
         None => Err(format!("{name}(): not available")),
     }

@@ -190,7 +190,10 @@ unsafe fn control(c: &Arc<Connection>, operation: c_int, argument: *mut c_void) 
                 Err(error) => c.refuse(Callback::PhaseTwo, &error),
             },
             ffi::FCNTL_PRAGMA => match api::get() {
-                Some(api) => pragma::file_control(api, c, argument.cast()),
+                Some(api) => {
+                    let engine = |name: &str, value: Option<&str>| c.database.pragma(name, value);
+                    pragma::file_control(api, engine, argument.cast())
+                }
                 None => ffi::NOTFOUND,
             },
             ffi::FCNTL_CHUNK_SIZE => ffi::OK,
@@ -206,7 +209,10 @@ unsafe fn control(c: &Arc<Connection>, operation: c_int, argument: *mut c_void) 
                 ffi::OK
             }
             ffi::FCNTL_VFSNAME => vfs_name(c, argument.cast()),
-            functions::FCNTL_DATABASE => functions::answer(&c.database, argument),
+            functions::FCNTL_DATABASE => {
+                let database = Arc::clone(&c.database);
+                functions::answer(argument, move || Box::new(move |name: &str| database.pragma(name, None)))
+            }
             _ => c.base.file_control(operation, argument),
         }
     }

@@ -24,6 +24,7 @@ pub(crate) mod header;
 pub(crate) mod index_writer;
 mod main_file;
 mod own_handle;
+mod past_file;
 mod paths;
 mod pragma;
 mod process;

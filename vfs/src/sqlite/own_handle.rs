@@ -294,6 +294,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("plain.db");
         let db = rusqlite::Connection::open(&path).expect("opened");
+        db.busy_timeout(Duration::ZERO).expect("set");
         db.execute_batch("PRAGMA journal_mode=wal; CREATE TABLE t(a)").expect("a WAL");
         let api = super::super::api::linked();
         // SAFETY: the default VFS of the linked SQLite, which stays.

@@ -5,11 +5,10 @@
 use std::ffi::{CStr, c_char, c_int};
 
 use super::api::Api;
-use super::connection::Connection;
 use super::ffi;
 
 /// What `PRAGMA gcs_*` there is, as one types it.
-const OURS: &str = "gcs_status, gcs_flush, gcs_durability";
+const OURS: &str = "gcs_status, gcs_flush, gcs_durability, gcs_history";
 
 /// What to do with a PRAGMA.
 #[derive(PartialEq, Eq, Debug)]
@@ -26,7 +25,11 @@ enum Answer {
 ///
 /// # Safety
 /// `argument` is what SQLite passes with this operation.
-pub(super) unsafe fn file_control(api: &Api, connection: &Connection, argument: *mut *mut c_char) -> c_int {
+pub(super) unsafe fn file_control(
+    api: &Api,
+    engine: impl FnOnce(&str, Option<&str>) -> Option<crate::Result<String>>,
+    argument: *mut *mut c_char,
+) -> c_int {
     // SAFETY: the caller's promise: three pointers, the name a string, the argument a string or null.
     let (name, value) = unsafe {
         let (name, value) = (*argument.add(1), *argument.add(2));
@@ -36,7 +39,6 @@ pub(super) unsafe fn file_control(api: &Api, connection: &Connection, argument: 
         let value = (!value.is_null()).then(|| CStr::from_ptr(value).to_string_lossy());
         (CStr::from_ptr(name).to_string_lossy().to_ascii_lowercase(), value)
     };
-    let engine = |name: &str, value: Option<&str>| connection.database.pragma(name, value);
     let (text, code) = match answer(&name, value.as_deref(), engine) {
         Answer::Pass => return ffi::NOTFOUND,
         Answer::Row(text) => (text, ffi::OK),

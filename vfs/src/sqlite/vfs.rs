@@ -17,11 +17,13 @@ use super::filename::{Filename, database_of_wal, wal_on_disk};
 use super::guard::guard;
 use super::main_file;
 use super::own_handle::OwnHandle;
+use super::past_file;
 use super::paths::Paths;
 use super::process;
 use super::registry::{self, Entry};
 use super::wal_file::{self, WalFile};
 use crate::database::OpenRequest;
+use crate::database::past::Past;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log;
 
@@ -221,6 +223,10 @@ unsafe fn open_main(
         Ok(request) => request,
         Err(error) => return report(Callback::Open, &shown(), &error),
     };
+    if request.wants_the_past() {
+        // SAFETY: the caller's promise.
+        return unsafe { open_past(&request, file, flags, out) };
+    }
     let entry = Entry::of(&request.path);
     let gate = entry.gate();
     let filename = Arc::new(Filename::new(bytes, &parameters));
@@ -248,6 +254,24 @@ unsafe fn open_main(
         become_open(file, main_file::methods(below), Box::into_raw(Box::new(connection)).cast());
     }
     ffi::OK
+}
+
+/// # Safety
+/// The arguments of xOpen for a named main file.
+unsafe fn open_past(request: &OpenRequest, file: *mut RawFile, flags: c_int, out: *mut c_int) -> c_int {
+    match Past::open(request) {
+        Ok(past) => {
+            // SAFETY: SQLite gave us room for our part, and a place for the flags or none.
+            unsafe {
+                become_open(file, &past_file::METHODS, Box::into_raw(Box::new(past)).cast());
+                if !out.is_null() {
+                    *out = flags & !(ffi::OPEN_READWRITE | ffi::OPEN_CREATE) | ffi::OPEN_READONLY;
+                }
+            }
+            ffi::OK
+        }
+        Err(error) => report(Callback::Open, &request.path, &error),
+    }
 }
 
 /// # Safety

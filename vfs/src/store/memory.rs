@@ -313,6 +313,7 @@ impl MemoryStore {
 
     async fn read(&self, name: &str, range: Option<Range<u64>>) -> Result<Object, StoreError> {
         self.traffic.gets.fetch_add(1, Ordering::Relaxed);
+        let _round_trip = self.traffic.begin();
         let mode = self.meet(Operation::Get, name);
         let object = Self::run(mode, Operation::Get, name, || {
             let state = self.bucket.state.lock();
@@ -391,6 +392,7 @@ impl Store for MemoryStore {
     ) -> Result<Meta, StoreError> {
         check_name(name)?;
         self.traffic.puts.fetch_add(1, Ordering::Relaxed);
+        let _round_trip = self.traffic.begin();
         self.traffic.bytes_out.fetch_add(body.len() as u64, Ordering::Relaxed);
         let write = Write { name: name.to_owned(), body, metadata: metadata.clone(), condition };
         let mode = self.meet(Operation::Put, name);
@@ -403,6 +405,7 @@ impl Store for MemoryStore {
 
     async fn list(&self, prefix: &str, start: Option<&str>) -> Result<Vec<Entry>, StoreError> {
         self.traffic.lists.fetch_add(1, Ordering::Relaxed);
+        let _round_trip = self.traffic.begin();
         let mode = self.meet(Operation::List, prefix);
         Self::run(mode, Operation::List, prefix, || {
             let state = self.bucket.state.lock();
@@ -420,6 +423,7 @@ impl Store for MemoryStore {
 
     async fn delete(&self, name: &str, generation: Generation) -> Result<(), StoreError> {
         self.traffic.deletes.fetch_add(1, Ordering::Relaxed);
+        let _round_trip = self.traffic.begin();
         let mode = self.meet(Operation::Delete, name);
         Self::run(mode, Operation::Delete, name, || {
             let mut state = self.bucket.state.lock();

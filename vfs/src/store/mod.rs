@@ -305,6 +305,21 @@ pub struct Traffic {
     pub bytes_in: AtomicU64,
     /// Bytes of objects sent.
     pub bytes_out: AtomicU64,
+    /// The longest row of requests each of which began after the one before had ended.
+    pub round_trips: AtomicU64,
+}
+
+/// A request that is under way; see [`Traffic::begin`].
+#[derive(Debug)]
+pub struct UnderWay<'a> {
+    traffic: &'a Traffic,
+    nth: u64,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.traffic.round_trips.fetch_max(self.nth, Ordering::AcqRel);
+    }
 }
 
 impl Traffic {
@@ -312,6 +327,12 @@ impl Traffic {
     pub fn snapshot(&self) -> [u64; 6] {
         [&self.gets, &self.puts, &self.lists, &self.deletes, &self.bytes_in, &self.bytes_out]
             .map(|count| count.load(Ordering::Relaxed))
+    }
+
+    /// Counts a round trip: one more than those that have ended by now. A request that nobody waited for counts like any other,
+    /// so this is never too few.
+    pub fn begin(&self) -> UnderWay<'_> {
+        UnderWay { traffic: self, nth: self.round_trips.load(Ordering::Acquire) + 1 }
     }
 }
 
@@ -326,6 +347,19 @@ mod tests {
             assert_eq!(emulator_endpoint(host).as_deref(), Some("http://127.0.0.1:9000"), "{host}");
         }
         assert_eq!(emulator_endpoint("https://storage.test").as_deref(), Some("https://storage.test"));
+    }
+
+    #[test]
+    fn requests_at_a_time_are_one_round_trip_and_requests_in_a_row_are_several() {
+        let traffic = Traffic::default();
+        let first = [traffic.begin(), traffic.begin()];
+        drop(first);
+        assert_eq!(traffic.round_trips.load(Ordering::Relaxed), 1);
+        let long = traffic.begin();
+        drop(traffic.begin());
+        drop(traffic.begin());
+        drop(long);
+        assert_eq!(traffic.round_trips.load(Ordering::Relaxed), 3);
     }
 
     #[test]

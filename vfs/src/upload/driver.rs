@@ -9,6 +9,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,7 +27,7 @@ use crate::protocol::{self, Answer, Lease, ObjectId, Operation, Request, SeenLea
 use crate::replica::names::{Listed, ObjectName, Replica};
 use crate::runtime;
 use crate::sqlite::header::new_database_header;
-use crate::store::{Condition, Generation, StoreError};
+use crate::store::{BucketTime, Condition, Generation, StoreError};
 
 /// The pause before a request is repeated, doubled each time up to the second one.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -51,6 +52,8 @@ pub(crate) struct Remote<'a> {
     sealed: Option<(ObjectId, Generation)>,
     listing: Vec<Listed>,
     deadline: Instant,
+    /// The newest time that the bucket's clock showed.
+    clock: &'a AtomicI64,
     /// Why the last request had no usable answer.
     why: Cell<Option<Error>>,
 }
@@ -69,6 +72,7 @@ impl<'a> Remote<'a> {
             sealed: None,
             listing: Vec::new(),
             deadline,
+            clock: database.keeper.clock(),
             why: Cell::new(None),
         }
     }
@@ -113,6 +117,12 @@ impl<'a> Remote<'a> {
         time + Duration::from_millis(bytes as u64 * 1000 / SLOWEST_BYTES_PER_SECOND)
     }
 
+    fn note_clock(&self, shown: Option<BucketTime>) {
+        if let Some(BucketTime(ms)) = shown {
+            self.clock.fetch_max(ms, Ordering::SeqCst);
+        }
+    }
+
     fn note_written(&mut self, id: ObjectId, answer: &Answer) {
         if let Answer::Written(generation) = answer {
             self.written = Some((id, *generation));
@@ -131,6 +141,7 @@ impl<'a> Remote<'a> {
                 let lease = Lease::parse(&object.bytes)
                     .map_err(|e| Error::new(ErrorKind::Corrupt, format!("{}/{name}: {e}", self.replica.place())))?;
                 let meta = object.meta;
+                self.note_clock(object.date.or(meta.created));
                 Ok(Answer::Lease(Some(SeenLease {
                     lease,
                     generation: meta.generation,
@@ -155,7 +166,10 @@ impl<'a> Remote<'a> {
         let limit = self.limit(body.len());
         let put = async move { store.put(&name, body, &metadata, condition).await };
         match runtime::wait(&what, limit, put) {
-            Ok(Ok(meta)) => Ok(Answer::Written(meta.generation)),
+            Ok(Ok(meta)) => {
+                self.note_clock(meta.created);
+                Ok(Answer::Written(meta.generation))
+            }
             Ok(Err(StoreError::Precondition(_))) => Ok(Answer::Refused),
             Ok(Err(e)) => self.unanswered(e),
             // No answer in time: it may be done, and may still be.

@@ -112,7 +112,10 @@ impl Database {
                     return Ok(());
                 }
                 Some(Acquired::Lapsed) => {}
-                Some(Acquired::Behind(head)) => self.fast_forward(head, deadline)?,
+                Some(Acquired::Behind(head)) => {
+                    self.keeper.forget();
+                    self.fast_forward(head, deadline)?;
+                }
                 Some(Acquired::Busy(holder)) => {
                     *self.holder.lock() = Some(holder.who);
                     self.shared.set_held_elsewhere(BootTime::now().plus(ASK_AGAIN));
@@ -140,13 +143,14 @@ impl Database {
         let Some(_lease) = self.lease_lane.try_lock()? else { return Ok(Some(Instant::now() + LOOK)) };
         let deadline = Instant::now() + self.request_timeout();
         let idle = BootTime::now().since(self.shared.last_commit().max(self.shared.lease_used()));
-        if is_settled && idle >= IDLE && self.give_back(deadline)? {
+        let is_at_work = self.keeper.is_busy();
+        if is_settled && idle >= IDLE && !is_at_work && self.give_back(deadline)? {
             return Ok(None);
         }
         if self.change_state(|state| state.protocol.renewal_due(now()))? {
             // A lost lease shows in the state; the next write or append finds out what follows from it.
             self.drive(Renew::default(), deadline)?;
-        } else if idle < IDLE && BootTime::now().since(self.shared.last_look()) >= LOOK {
+        } else if (idle < IDLE || is_at_work) && BootTime::now().since(self.shared.last_look()) >= LOOK {
             self.shared.set_last_look(BootTime::now());
             self.drive(Look, deadline)?;
         }

@@ -47,14 +47,17 @@ impl Database {
             _ => self.generation_of(id.txid)?,
         };
         self.pending.add(&pending(&envelope, generation), &self.outbox.read(&id)?)?;
+        self.keeper.appended(id, generation, envelope.timestamp_ms);
         // Where the map was built with it before it was sent: from here on its pages are read from the bucket.
         self.cache.map().uploaded(&ObjectName::delta(id.txid), generation);
+        self.note_appended(id);
         self.outbox.remove(id.txid)
     }
 
     /// A seal of this host's is in the log: it changes no page. What is not remembered is looked up in the bucket.
     pub(super) fn remember_seal(&self, id: ObjectId, generation: Generation, bytes: &[u8]) {
         let (max, generation, size) = (id.txid.0, generation.0, id.size);
+        self.keeper.appended(id, Generation(generation), super::now_ms());
         let seal = Pending { min: max, max, generation, size, ..Pending::default() };
         if let Err(e) = self.pending.add(&seal, bytes) {
             log::debug!("{e}");
@@ -186,7 +189,7 @@ impl Database {
     /// # Errors
     /// [`ErrorKind::Full`] when there is none at all in time.
     pub(crate) fn wait_to_begin(&self) -> Result<()> {
-        let Some((limit, _)) = self.cache.bounds() else { return Ok(()) };
+        let Some(limit) = self.cache.limit() else { return Ok(()) };
         if self.wait_for_room(limit / RESERVE)? || self.has_room(0)? { Ok(()) } else { Err(self.no_room()) }
     }
 

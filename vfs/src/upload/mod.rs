@@ -13,6 +13,7 @@ mod conditions;
 pub(crate) mod driver;
 mod fast_forward;
 pub(crate) mod group;
+pub(crate) mod history;
 mod lease;
 mod map;
 pub(crate) mod pump;
@@ -95,6 +96,8 @@ impl Database {
                 self.append_all(Instant::now() + APPEND_WAIT)?;
                 self.group.settled(joined);
                 self.update_map()?;
+                self.tend_history()?;
+                self.refresh_hot_index();
             }
         }
         let is_pending = self.is_pending();

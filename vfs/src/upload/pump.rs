@@ -1,4 +1,5 @@
-//! The process's uploader threads: a few of them for any number of databases, each database served when it is due.
+//! The process's background threads: a few of them for any number of databases, each database served when it is due. Uploads
+//! and the work on the history stand in two lines, so that no upload waits for a merge.
 //!
 //! - **Ordering.** A database is served by one thread at a time; a call for it that comes meanwhile serves it again after.
 //! - **Retries.** A turn says when it wants the next one; the pump itself never retries.
@@ -15,8 +16,36 @@ use parking_lot::{Condvar, Mutex};
 use crate::error::{Error, Result};
 use crate::per_process::PerProcess;
 
-/// Threads at the most; each may wait for one upload.
-const THREADS: usize = 8;
+/// What a thread is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Line {
+    /// Sending what is committed.
+    Uploads = 0,
+    /// Merging and deleting, which nobody waits for.
+    History = 1,
+}
+
+impl Line {
+    /// Threads at the most. Each may wait for one upload; and two merges at a time are as much as should be read and written
+    /// beside those.
+    fn threads(self) -> usize {
+        match self {
+            Line::Uploads => 8,
+            Line::History => 2,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Line::Uploads => "sqlite-gcs-upload",
+            Line::History => "sqlite-gcs-merge",
+        }
+    }
+
+    fn pump(self) -> &'static Pump {
+        &PUMPS.here()[self as usize]
+    }
+}
 
 /// What is served.
 pub(crate) trait Turn: Send + Sync {
@@ -43,15 +72,20 @@ struct Pump {
     changed: Condvar,
 }
 
-static PUMP: PerProcess<Pump> = PerProcess::new();
+static PUMPS: PerProcess<[Pump; 2]> = PerProcess::new();
 
 fn key(owner: &Arc<dyn Turn>) -> usize {
     Arc::as_ptr(owner).cast::<()>() as usize
 }
 
-/// Asks for a turn of `owner` at `due` or earlier.
+/// Asks for a turn of `owner` at `due` or earlier, to upload.
 pub(crate) fn call(owner: &Arc<dyn Turn>, due: Instant) -> Result<()> {
-    let pump = PUMP.here();
+    call_in(Line::Uploads, owner, due)
+}
+
+/// Asks for a turn of `owner` at `due` or earlier.
+pub(crate) fn call_in(line: Line, owner: &Arc<dyn Turn>, due: Instant) -> Result<()> {
+    let pump = line.pump();
     let mut queue = pump.queue.lock();
     let job =
         queue.jobs.entry(key(owner)).or_insert_with(|| Job { owner: Arc::downgrade(owner), due: None, running: false });
@@ -59,11 +93,11 @@ pub(crate) fn call(owner: &Arc<dyn Turn>, due: Instant) -> Result<()> {
         return Ok(());
     }
     job.due = Some(due);
-    if queue.idle == 0 && queue.threads < THREADS {
+    if queue.idle == 0 && queue.threads < line.threads() {
         queue.threads += 1;
-        std::thread::Builder::new().name("sqlite-gcs-upload".to_owned()).spawn(move || serve(pump)).map_err(|e| {
+        std::thread::Builder::new().name(line.name().to_owned()).spawn(move || serve(pump)).map_err(|e| {
             queue.threads -= 1;
-            Error::local("starting an uploader thread", &e)
+            Error::local(format!("starting a thread {}", line.name()), &e)
         })?;
     }
     pump.changed.notify_one();
@@ -72,7 +106,9 @@ pub(crate) fn call(owner: &Arc<dyn Turn>, due: Instant) -> Result<()> {
 
 /// Forgets `owner`; a turn that is running ends on its own.
 pub(crate) fn forget(owner: &Arc<dyn Turn>) {
-    PUMP.here().queue.lock().jobs.remove(&key(owner));
+    for line in [Line::Uploads, Line::History] {
+        line.pump().queue.lock().jobs.remove(&key(owner));
+    }
 }
 
 fn serve(pump: &'static Pump) {

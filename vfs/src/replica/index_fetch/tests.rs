@@ -60,12 +60,12 @@ fn an_index_longer_than_the_guess_takes_one_more_request() {
 fn no_more_than_the_stated_number_of_objects_is_asked_for_at_a_time() {
     let (bucket, replica) = bucket();
     let mut history = History::default();
-    for txid in 1..=60 {
+    for txid in 1..=200 {
         history.commit(txid, 2, 1..=2);
         history.put(&bucket, &replica, 0, txid, txid);
     }
     let indexes = read_all(&replica).unwrap();
-    assert_eq!(indexes.iter().map(|i| i.name.max.0).collect::<Vec<_>>(), (1..=60).collect::<Vec<_>>());
+    assert_eq!(indexes.iter().map(|i| i.name.max.0).collect::<Vec<_>>(), (1..=200).collect::<Vec<_>>());
     assert_eq!(bucket.under_way(), (0, PARALLEL));
 }
 

@@ -103,6 +103,7 @@ impl CloudStore {
     /// One attempt to read the bytes of an object.
     async fn read(&self, name: &str, full: &str, range: Option<&Range<u64>>) -> Result<Object, Attempt> {
         self.traffic.gets.fetch_add(1, Ordering::Relaxed);
+        let _round_trip = self.traffic.begin();
         let storage = &self.clients(name).await?.storage;
         let mut request = storage.read_object(self.bucket_path(), full).compute_crc32c(false);
         if let Some(range) = range {
@@ -162,6 +163,7 @@ impl CloudStore {
         condition: Condition,
     ) -> Result<Meta, Attempt> {
         self.traffic.puts.fetch_add(1, Ordering::Relaxed);
+        let _round_trip = self.traffic.begin();
         let storage = &self.clients(name).await?.storage;
         self.traffic.bytes_out.fetch_add(body.len() as u64, Ordering::Relaxed);
         let generation_match = match condition {
@@ -203,6 +205,7 @@ impl CloudStore {
     /// One attempt to read what the store says of an object, and the bucket's clock.
     async fn stat(&self, name: &str, full: &str) -> Result<(Meta, Option<BucketTime>), Attempt> {
         self.traffic.gets.fetch_add(1, Ordering::Relaxed);
+        let _round_trip = self.traffic.begin();
         let json = &self.clients(name).await?.json;
         timeout(self.config.attempt_timeout, json.stat(name, full)).await.map_err(|_| self.silence())?
     }
@@ -265,6 +268,7 @@ impl Store for CloudStore {
         loop {
             let page = retry(&self.config, shown, Kind::Read, || async {
                 self.traffic.lists.fetch_add(1, Ordering::Relaxed);
+                let _round_trip = self.traffic.begin();
                 let json = &self.clients(shown).await?.json;
                 let page = json.list(shown, &full_prefix, full_start.as_deref(), token.as_deref());
                 match timeout(self.config.attempt_timeout, page).await.map_err(|_| self.silence())? {
@@ -291,6 +295,7 @@ impl Store for CloudStore {
         let full = self.full(name)?;
         retry(&self.config, name, Kind::Delete, || async {
             self.traffic.deletes.fetch_add(1, Ordering::Relaxed);
+            let _round_trip = self.traffic.begin();
             let json = &self.clients(name).await?.json;
             timeout(self.config.attempt_timeout, json.delete(name, &full, generation))
                 .await

@@ -85,6 +85,7 @@ impl Store for DirectoryStore {
 
     async fn get(&self, name: &str, range: Option<Range<u64>>) -> Result<Object, StoreError> {
         self.traffic.gets.fetch_add(1, Ordering::Relaxed);
+        let _round_trip = self.traffic.begin();
         let object = self
             .run(name, false, move |place, name| match is_plain(name) {
                 true => plain::get(place, name, range),
@@ -110,6 +111,7 @@ impl Store for DirectoryStore {
         condition: Condition,
     ) -> Result<Meta, StoreError> {
         self.traffic.puts.fetch_add(1, Ordering::Relaxed);
+        let _round_trip = self.traffic.begin();
         self.traffic.bytes_out.fetch_add(body.len() as u64, Ordering::Relaxed);
         let metadata = metadata.clone();
         self.run(name, true, move |place, name| match is_plain(name) {
@@ -121,6 +123,7 @@ impl Store for DirectoryStore {
 
     async fn list(&self, prefix: &str, start: Option<&str>) -> Result<Vec<Entry>, StoreError> {
         self.traffic.lists.fetch_add(1, Ordering::Relaxed);
+        let _round_trip = self.traffic.begin();
         let start = start.unwrap_or_default().to_owned();
         self.run(prefix, false, move |place, prefix| {
             let mut listing = Listing { place, prefix, start: &start, rows: Vec::new() };
@@ -134,6 +137,7 @@ impl Store for DirectoryStore {
 
     async fn delete(&self, name: &str, generation: Generation) -> Result<(), StoreError> {
         self.traffic.deletes.fetch_add(1, Ordering::Relaxed);
+        let _round_trip = self.traffic.begin();
         self.run(name, true, move |place, name| match is_plain(name) {
             true => plain::delete(place, name, generation),
             false => numbered::delete(place, name, generation),
