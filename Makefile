@@ -23,6 +23,9 @@ built = $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,release)
 # crate they share, and the extension would carry a second SQLite into its host.
 others := --workspace --exclude sqlite-gcs-loadable
 
+# Most tests wait most of the time, so more of them than there are cores run side by side.
+export RUST_TEST_THREADS ?= 4
+
 # No look-up of credentials may leave the machine while tests and benchmarks run.
 export GCE_METADATA_HOST := 127.0.0.1:1
 export GCE_METADATA_IP := 127.0.0.1:1
