@@ -36,8 +36,7 @@ export SQLITE_GCS_TEST_FAKE_GCS := $(CURDIR)/.venv/bin/fake-gcs-server
 help: ## Shows this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-demo: ## Runs the guestbook at http://localhost:8080 (PORT=) on a local bucket, and says what to try
-	@echo '== building (the first time takes minutes)'
+demo: cities ## The cities, then the guestbook at http://localhost:8080 (PORT=) on a local bucket, and what to try with it
 	cargo build $(CARGO_FLAGS) --profile $(PROFILE) --package guestbook
 	@PORT=$(PORT) examples/guestbook/demo $(built)/guestbook $(TARGET)/demo$(if $(DEMO_ONCE),-once once)
 
@@ -62,7 +61,7 @@ cities: ## Loads 170,000 cities into a local bucket, forgets the local files, op
 
 test: setup fmt lint doc loadable ## Everything that must hold before a change lands
 	@$(MAKE) --no-print-directory demo PROFILE=dev DEMO_ONCE=1
-	@$(MAKE) --no-print-directory cities packages deploy PROFILE=dev
+	@$(MAKE) --no-print-directory packages deploy PROFILE=dev
 	@export SQLITE_GCS_TEST_EXTENSION=$(TARGET)/debug/libsqlite_gcs.so; status=0; \
 	export SQLITE_GCS_TEST_PACKAGES=$(TARGET)/debug/packages SQLITE_GCS_TEST_GUESTBOOK=$(TARGET)/debug/guestbook; \
 	cargo test $(CARGO_FLAGS) $(others) --no-fail-fast 2>&1 | tee $(TARGET)/test.log || status=$$?; \
