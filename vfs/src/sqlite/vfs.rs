@@ -3,6 +3,9 @@
 //! It wraps the main file and the WAL of managed databases and nothing else: every other file is opened by the base VFS
 //! in SQLite's own structure, and never comes by here again. A managed database's WAL has another name on disk than
 //! SQLite believes (see `filename.rs`), so xOpen, xDelete and xAccess translate it.
+//!
+//! It is registered as `gcs`, for databases that are opened with it, and, where `SQLITE_GCS_PATHS` is set, a second time as the
+//! default VFS: then the patterns say which databases are managed (see `paths.rs`).
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
