@@ -16,7 +16,7 @@ DEMO_ONCE ?=
 WITH ?=
 # For every cargo command; CI passes --locked.
 CARGO_FLAGS ?=
-# Of the benchmark: which of its sections, and how long.
+# Of the benchmark: which of its sections (write read commit service cold), and how long.
 BENCH ?= write read
 
 built = $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,release)
@@ -105,6 +105,7 @@ soak: setup loadable ## The long checks: a minute of fuzzing (needs a C++ compil
 
 bench: setup ## Measures beside plain SQLite and Litestream; table on the terminal, charts in target/bench
 	@tests/setup bench
+	@$(if $(filter service,$(BENCH)),cargo build $(CARGO_FLAGS) --release --package guestbook)
 	cargo run $(CARGO_FLAGS) --release --package sqlite-gcs-bench -- --out $(TARGET)/bench $(BENCH)
 
 clean: ## Removes what was built
