@@ -12,9 +12,11 @@ PROFILE ?= release
 # Where the demo listens; with DEMO_ONCE=1 it is driven by curl instead, and ends.
 PORT ?= 8080
 DEMO_ONCE ?=
+# What is built for the cities, if not they alone: everything together takes no longer where the tests are built afterwards.
+WITH ?=
 # For every cargo command; CI passes --locked.
 CARGO_FLAGS ?=
-# Of the benchmark: which of its sections, and how long.
+# Of the benchmark: which of its sections (write read commit service cold), and how long.
 BENCH ?= write read
 
 built = $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,release)
@@ -42,7 +44,7 @@ demo: cities ## The cities, then the guestbook at http://localhost:8080 (PORT=) 
 
 cities: ## Loads 170,000 cities into a local bucket, forgets the local files, opens cold, asks questions
 	@echo '== building (the first time takes minutes)'
-	cargo build $(CARGO_FLAGS) --profile $(PROFILE) --package cities
+	cargo build $(CARGO_FLAGS) --profile $(PROFILE) $(or $(WITH),--package cities)
 	cargo build $(CARGO_FLAGS) --profile $(PROFILE) --package sqlite-gcs-loadable
 	@rm -rf $(TARGET)/cities-demo && mkdir -p $(TARGET)/cities-demo/bucket
 	@export SQLITE_GCS_BUCKET=file://$(TARGET)/cities-demo/bucket; \
@@ -60,7 +62,7 @@ cities: ## Loads 170,000 cities into a local bucket, forgets the local files, op
 	@printf '  sqlite> PRAGMA gcs_status;\n'
 
 test: setup fmt lint doc loadable ## Everything that must hold before a change lands
-	@$(MAKE) --no-print-directory demo PROFILE=dev DEMO_ONCE=1
+	@$(MAKE) --no-print-directory demo PROFILE=dev DEMO_ONCE=1 WITH='$(others)'
 	@$(MAKE) --no-print-directory packages deploy PROFILE=dev
 	@export SQLITE_GCS_TEST_EXTENSION=$(TARGET)/debug/libsqlite_gcs.so; status=0; \
 	export SQLITE_GCS_TEST_PACKAGES=$(TARGET)/debug/packages SQLITE_GCS_TEST_GUESTBOOK=$(TARGET)/debug/guestbook; \
@@ -103,6 +105,7 @@ soak: setup loadable ## The long checks: a minute of fuzzing (needs a C++ compil
 
 bench: setup ## Measures beside plain SQLite and Litestream; table on the terminal, charts in target/bench
 	@tests/setup bench
+	@$(if $(filter service,$(BENCH)),cargo build $(CARGO_FLAGS) --release --package guestbook)
 	cargo run $(CARGO_FLAGS) --release --package sqlite-gcs-bench -- --out $(TARGET)/bench $(BENCH)
 
 clean: ## Removes what was built

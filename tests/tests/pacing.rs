@@ -212,3 +212,19 @@ fn no_page_is_fetched_twice() {
     // The lease is looked at while the database is being written to; it is a few hundred bytes.
     assert!(number(&status(&db), "/bytes/in") < bytes + 4096);
 }
+
+#[test]
+fn an_automatic_interval_begins_at_a_second_and_the_status_projects_the_cost() {
+    let host = Host::new();
+    let db = host.open(NAME, "&flush_interval=auto&class_a_budget=300000");
+    run(&db, "CREATE TABLE t(a)");
+    wait_until_durable(&db);
+    let status = status(&db);
+    let (interval, class_a) = (number(&status, "/flush_interval_ms"), number(&status, "/cost/class_a"));
+    // An hour of the budget is saved up at the open, of which a few requests are spent.
+    assert!((1000..1300).contains(&interval), "{interval} ms after {class_a} requests");
+    let cost = |key: &str| status["cost"][key].as_f64().unwrap_or_else(|| panic!("{key} in {status}"));
+    assert!(class_a > 2 && cost("usd") > 0.0);
+    assert!(cost("usd_month") > cost("usd") * 1000.0, "{status}");
+    assert_eq!(number(&status, "/cost/free"), number(&status, "/requests/delete"));
+}

@@ -19,6 +19,7 @@ fn with_history(bed: &Bed, settings: &str, transactions: i64) -> (Host, Session)
     let host = bed.host("a", settings);
     let mut session = host.open();
     session.sql("CREATE TABLE t(id INTEGER PRIMARY KEY, text TEXT)").unwrap();
+    session.sql("PRAGMA gcs_flush").unwrap();
     for n in 0..transactions {
         let id = n % 17;
         session.sql(&format!("INSERT OR REPLACE INTO t VALUES ({id}, '{n}-' || hex(randomblob({})))", n * 40)).unwrap();

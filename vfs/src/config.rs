@@ -9,7 +9,8 @@
 //! | `at` | a time (RFC 3339), a TXID, or how long ago (`-15m`); in the URI only | none: the live database | - |
 //! | `bucket` | `gs://bucket[/prefix]` or `file:///dir` | none: required | - |
 //! | `durability` | `background`, `commit` or `strict` | `background` | - |
-//! | `flush_interval` | duration | `1s` | every commit is sent at once |
+//! | `class_a_budget` | class A requests a month, 200000 or more; with `flush_interval=auto` only | 1000000 | refused |
+//! | `flush_interval` | duration, or `auto`: from 1 s to 60 s, such that the budget is kept | `1s` | every commit is sent at once |
 //! | `cache_size` | size, 1 MB or more | a quarter of the memory limit on tmpfs, half of the free disk elsewhere | no bound |
 //! | `hydrate` | `off`, `background` or `now` (the open waits) | `off` | - |
 //! | `page_size` | bytes, of a new database | `4096` | refused |
@@ -79,8 +80,10 @@ pub struct Config {
     pub bucket: String,
     /// When a COMMIT returns.
     pub durability: Durability,
-    /// The least time between two uploads in the background.
-    pub flush_interval: Duration,
+    /// The least time between two uploads in the background; `None`: what the budget allows.
+    pub flush_interval: Option<Duration>,
+    /// Class A requests a month.
+    pub class_a_budget: u64,
     /// What everything local may take, in bytes: cache file, WAL, outbox, our own files. 0: no bound. `None`: a share of
     /// what there is.
     pub cache_size: Option<u64>,
@@ -105,8 +108,13 @@ pub struct Config {
 /// The least bound of the local files. With SQLite's default of a checkpoint each 1000 pages, 32 MB and more serve well.
 const LEAST_CACHE: u64 = 1 << 20;
 
+/// The smallest budget that can be kept, in class A requests a month (`upload/budget.rs`).
+pub(crate) const LEAST_BUDGET: u64 = 200_000;
+/// The budget if none is given: 5 dollars.
+pub(crate) const DEFAULT_BUDGET: u64 = 1_000_000;
+
 /// The names that a URI may carry, as an error message lists them.
-const NAMES: &str = "at, bucket, cache_size, commit_timeout, durability, flush_interval, hydrate, lease_ttl, page_size, probe, request_timeout, retention, sigterm";
+const NAMES: &str = "at, bucket, cache_size, class_a_budget, commit_timeout, durability, flush_interval, hydrate, lease_ttl, page_size, probe, request_timeout, retention, sigterm";
 
 impl Config {
     /// Parses the parameters of a URI over the values of the environment (`env` looks up one variable).
@@ -131,7 +139,24 @@ impl Config {
             Some(text) => Durability::parse(&text)
                 .ok_or_else(|| refuse_value("durability", &text, "background, commit or strict"))?,
         };
-        let flush_interval = duration("flush_interval", value("flush_interval"), Duration::from_secs(1))?;
+        let flush_interval = match value("flush_interval") {
+            Some(text) if text == "auto" => None,
+            Some(text) if parse_duration(&text).is_none() => {
+                let accepted = "auto, or a whole number followed by ms, s, m or h, such as 500ms";
+                return Err(refuse_value("flush_interval", &text, accepted));
+            }
+            text => Some(duration("flush_interval", text, Duration::from_secs(1))?),
+        };
+        let class_a_budget =
+            match value("class_a_budget") {
+                None => DEFAULT_BUDGET,
+                Some(_) if flush_interval.is_some() => {
+                    return Err(refuse("class_a_budget needs flush_interval=auto".to_owned()));
+                }
+                Some(text) => text.parse().ok().filter(|&requests| requests >= LEAST_BUDGET).ok_or_else(|| {
+                    refuse_value("class_a_budget", &text, "a number of requests a month, 200000 or more")
+                })?,
+            };
         let cache_size = match value("cache_size") {
             None => None,
             Some(text) => Some(
@@ -188,6 +213,7 @@ impl Config {
             hydrate,
             durability,
             flush_interval,
+            class_a_budget,
             page_size,
             lease_ttl,
             request_timeout,
@@ -258,7 +284,7 @@ mod tests {
         let env = [("SQLITE_GCS_BUCKET", "gs://a"), ("SQLITE_GCS_FLUSH_INTERVAL", "2s")];
         let config = parse(&[("flush_interval", "250ms")], &env).expect("a good configuration");
         assert_eq!(config.bucket, "gs://a");
-        assert_eq!(config.flush_interval, Duration::from_millis(250));
+        assert_eq!(config.flush_interval, Some(Duration::from_millis(250)));
         assert_eq!(config.durability, Durability::Background);
     }
 
@@ -271,6 +297,8 @@ mod tests {
             (vec![bucket, ("durability", "yes")], "durability", "background, commit or strict"),
             (vec![bucket, ("flush_interval", "1 s")], "flush_interval", "500ms"),
             (vec![bucket, ("flush_interval", "99999999999999999999s")], "flush_interval", "ms"),
+            (vec![bucket, ("class_a_budget", "500000")], "class_a_budget", "flush_interval=auto"),
+            (vec![bucket, ("flush_interval", "auto"), ("class_a_budget", "9")], "class_a_budget", "200000"),
             (vec![bucket, ("cache_size", "100KB")], "cache_size", "256MB"),
             (vec![bucket, ("cache_size", "1 GB")], "cache_size", "256MB"),
             (vec![bucket, ("hydrate", "yes")], "hydrate", "off, background or now"),

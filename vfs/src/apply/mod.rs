@@ -51,7 +51,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::local::Layout;
 use crate::local::locks::HostMutex;
 use crate::local::shared::Shared;
-use crate::page::{PageCount, PageSize};
+use crate::page::{PageCount, PageSize, TxId};
 use crate::protocol::ObjectId;
 
 /// How long an apply waits for the capture lock while it holds the WRITE lock.
@@ -145,8 +145,30 @@ impl Applier<'_> {
             );
             return Err(Error::new(ErrorKind::Corrupt, message));
         }
-        let apply = Apply { applier: self, index: &*index, header, committed, position, id };
+        let apply = Apply { applier: self, index: &*index, header, committed, position, id: Some(id) };
         apply.run(delta, &mut capture).map(Outcome::Applied)
+    }
+
+    /// Appends a delta as a commit of this host's own, which nothing local may stand before: it is captured and uploaded like
+    /// any other.
+    ///
+    /// # Errors
+    /// As [`Applier::apply`].
+    pub(crate) fn commit<R: Read>(&self, delta: Decoder<R>) -> Result<Outcome> {
+        let Some(index) = self.index.writer()? else { return Ok(Outcome::Busy) };
+        let Some(header) = IndexHeader::read(index.region(0)?) else { return Ok(Outcome::Busy) };
+        let mut capture = match self.capture.lock_within(CAPTURE_WAIT, "the capture lock") {
+            Err(e) if e.kind() == ErrorKind::Busy => return Ok(Outcome::Busy),
+            result => result?,
+        };
+        let committed = self.committed(&header)?;
+        let position = capture.catch_up(self.shared, committed.as_ref())?;
+        if self.has_local_commits(&header, &position) || delta.header().min != self.shared.durable().next() {
+            return Ok(Outcome::Conflict);
+        }
+        Apply { applier: self, index: &*index, header, committed, position, id: None }
+            .run(delta, &mut capture)
+            .map(Outcome::Applied)
     }
 
     /// The committed frames; `None` if there are none.
@@ -178,12 +200,13 @@ struct Apply<'a> {
     header: IndexHeader,
     committed: Option<Committed>,
     position: Position,
-    id: ObjectId,
+    /// Of the newest object in it; `None` for a commit of this host's own.
+    id: Option<ObjectId>,
 }
 
 impl Apply<'_> {
     fn run<R: Read>(mut self, mut delta: Decoder<R>, capture: &mut Capture) -> Result<Progress> {
-        let txid = self.id.txid;
+        let txid = delta.header().max;
         let malformed = |e: DecodeError| Error::new(ErrorKind::Corrupt, format!("delta {txid}: {e}"));
         let (pages, timestamp_ms) = (delta.header().commit, delta.header().timestamp_ms);
         let mut page = Vec::new();
@@ -217,8 +240,10 @@ impl Apply<'_> {
         let serial = self.position.serial + 1;
         let (last, checksum) = (frames.last(), frames.checksum());
         let position = Position { salts: wal.salts, frames: last, cksum: checksum.0, pages, closed: false, serial };
-        let applied = Applied { id: Some(self.id), position, timestamp_ms, settled: false };
-        capture.announce(&applied, self.committed.as_ref())?;
+        let applied = self.id.map(|id| Applied { id: Some(id), position, timestamp_ms, settled: false });
+        if let Some(applied) = &applied {
+            capture.announce(applied, self.committed.as_ref())?;
+        }
         crash_point(3);
         frames.flush()?;
         crash_point(4);
@@ -228,7 +253,9 @@ impl Apply<'_> {
         crash_point(5);
         index::publish_commit(self.index, &self.header.committed(&wal, last, checksum, pages))?;
         crash_point(6);
-        capture.note_applied(self.applier.shared, &position, &applied)?;
+        if let Some(applied) = &applied {
+            capture.note_applied(self.applier.shared, &position, applied)?;
+        }
         crash_point(7);
         Ok(self.progress(last - before, pages, WalEnd { salts: wal.salts, frames: last }, restarted))
     }
@@ -239,12 +266,14 @@ impl Apply<'_> {
         if known != pages && known != PageCount(0) {
             let message = format!(
                 "delta {} is empty and changes the database's size from {} to {} pages",
-                self.id.txid, known.0, pages.0
+                self.id.map_or(TxId::NONE, |id| id.txid),
+                known.0,
+                pages.0
             );
             return Err(Error::new(ErrorKind::Corrupt, message));
         }
         let position = Position { pages, ..self.position };
-        let applied = Applied { id: Some(self.id), position, timestamp_ms, settled: true };
+        let applied = Applied { id: self.id, position, timestamp_ms, settled: true };
         capture.announce(&applied, self.committed.as_ref())?;
         capture.note_applied(self.applier.shared, &position, &applied)?;
         let end = WalEnd { salts: self.header.salts(), frames: self.header.frames() };

@@ -104,6 +104,11 @@ impl Database {
         known.has_long |= id.size > WHOLE;
     }
 
+    /// The objects that the one in the bucket names are about to go.
+    pub(crate) fn hot_index_is_stale(&self) {
+        self.hot.known.lock().at = TxId::NONE;
+    }
+
     /// Writes the hot index if it is due. Under the upload lane; does not wait for the bucket.
     pub(crate) fn refresh_hot_index(&self) {
         if !self.hot.is_due(self.shared.durable(), self.shared.frozen_pages().0) {

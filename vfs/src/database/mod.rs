@@ -13,6 +13,7 @@ mod hot_writer;
 mod hydrate;
 mod open;
 pub(crate) mod past;
+mod rewind;
 mod save_ahead;
 mod status;
 mod strict;
@@ -47,6 +48,7 @@ use crate::per_process;
 use crate::protocol::ObjectId;
 use crate::replica::names::Replica;
 use crate::store;
+use crate::upload::budget::Pace;
 use crate::upload::group::Group;
 use crate::upload::history::Keeper;
 use crate::upload::pump::{self, Turn};
@@ -147,6 +149,7 @@ pub(crate) struct Database {
     index: Mutex<Option<Arc<dyn WalIndex>>>,
     exclusive: Mutex<ExclusiveWal>,
     opened: open::Cost,
+    pace: Pace,
     pub(crate) last_error: Mutex<Option<String>>,
     /// A commit whose last header is not in the WAL yet.
     held: Mutex<Option<strict::HeldCommit>>,
@@ -423,14 +426,12 @@ impl Database {
     /// object in it. Not to be called from a callback of SQLite's that holds WRITE or READ1 to READ4 exclusively.
     pub(crate) fn apply<R: std::io::Read>(&self, delta: Decoder<R>, id: ObjectId) -> Result<Outcome> {
         let Some(index) = self.index.lock().clone() else { return Ok(Outcome::Busy) };
-        let applier = Applier {
-            index: &*index,
-            layout: &self.layout,
-            capture: &self.capture,
-            shared: &self.shared,
-            page_size: self.page_size,
-        };
-        applier.apply(delta, id)
+        self.applier(&*index).apply(delta, id)
+    }
+
+    fn applier<'a>(&'a self, index: &'a dyn WalIndex) -> Applier<'a> {
+        let (layout, capture, shared) = (&self.layout, &self.capture, &self.shared);
+        Applier { index, layout, capture, shared, page_size: self.page_size }
     }
 
     /// What is committed in the WAL now, as the wal-index or, without one, the exclusive connection or the file says.
@@ -486,7 +487,13 @@ impl Database {
         if self.urgent.load(Ordering::SeqCst) > 0 {
             return Duration::ZERO;
         }
-        self.config.flush_interval.saturating_sub(now.since(self.shared.last_put()))
+        self.interval(now).saturating_sub(now.since(self.shared.last_put()))
+    }
+
+    /// The least time between two uploads, as of now.
+    fn interval(&self, now: BootTime) -> Duration {
+        let [_, puts, lists, ..] = self.replica.store().traffic().snapshot();
+        self.pace.interval(now, puts + lists)
     }
 
     /// The bucket, as it is configured.

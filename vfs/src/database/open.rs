@@ -37,7 +37,7 @@ use crate::capture::{Capture, Freeze};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::locks::{self, HostMutex, LockByte, Mode};
-use crate::local::shared::Shared;
+use crate::local::shared::{BootTime, Shared};
 use crate::local::state::{FORMAT, State, boot_id};
 use crate::local::{Layout, conflict, remove};
 use crate::log;
@@ -54,6 +54,7 @@ use crate::replica::page_map::PageMap;
 use crate::runtime;
 use crate::store;
 use crate::store::url::BucketUrl;
+use crate::upload::budget::{Budget, Pace};
 use crate::upload::driver;
 use crate::upload::group::Group;
 use crate::upload::history::Keeper;
@@ -71,6 +72,8 @@ pub(super) const READ_WAIT: Duration = Duration::from_secs(30);
 pub(super) struct Cost {
     /// No usable cache was there.
     pub(super) cold: bool,
+    /// When it was done.
+    pub(super) at: BootTime,
     /// Milliseconds.
     pub(super) ms: u64,
     /// Requests of all kinds.
@@ -136,6 +139,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
     let [gets, puts, lists, deletes, ..] = opening.replica.store().traffic().snapshot();
     let opened = Cost {
         cold,
+        at: BootTime::now(),
         ms: started.elapsed().as_millis() as u64,
         requests: gets + puts + lists + deletes,
         round_trips: opening.replica.store().traffic().round_trips.load(Ordering::Relaxed),
@@ -176,6 +180,10 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         index: Mutex::new(None),
         exclusive: Mutex::default(),
         opened,
+        pace: match opening.config.flush_interval {
+            Some(interval) => Pace::Fixed(interval),
+            None => Pace::Auto(Budget::new(opening.config.class_a_budget, opened.at)),
+        },
         last_error: Mutex::new(None),
         held: Mutex::new(None),
         holder: Mutex::new(None),
@@ -457,7 +465,9 @@ impl Opening<'_> {
                         self.bring_map_up(&cache, state.durable_txid(), chain)?;
                     }
                     return match (verdict, chain) {
-                        (Verdict::Behind(_), Some(chain)) => self.catch_up(cache, state, &chain, log.head(), committed),
+                        (Verdict::Behind(_), Some(chain)) => {
+                            self.catch_up(cache, state, listed, &chain, log.head(), committed)
+                        }
                         _ => self.start(cache, state, false),
                     };
                 }
@@ -547,13 +557,17 @@ impl Opening<'_> {
         &self,
         cache: CacheFile,
         mut state: State,
+        listed: &[Listed],
         chain: &Chain,
         head: Option<ObjectId>,
         committed: Option<Committed>,
     ) -> Result<Ready> {
         let from = state.durable_txid();
         let known = cache.map().txid();
-        let newer: Vec<Listed> = chain.objects.iter().filter(|o| o.name.max > known.min(from)).cloned().collect();
+        let known = known.min(from);
+        let newer = chain::plan_onto(listed, known, chain.txid());
+        let whole = |_| chain.objects.iter().filter(|object| object.name.max > known).cloned().collect();
+        let newer = newer.unwrap_or_else(whole);
         let indexes = self.indexes(&Chain { objects: newer })?;
         let Some(last) = indexes.last() else { return self.start(cache, state, false) };
         let capture = Capture::open(&self.layout, &self.outbox)?;

@@ -26,7 +26,7 @@ use crate::history::listing::{self, Row, format_time};
 use crate::history::points::{At, Point, points};
 use crate::local::suffixed;
 use crate::log;
-use crate::page::{Pgno, TxId};
+use crate::page::{PageCount, Pgno, TxId};
 use crate::per_process::{self, PerProcess};
 use crate::replica::chain::Chain;
 use crate::replica::fetch::{NoLocalObjects, PageSource};
@@ -71,11 +71,20 @@ impl Past {
             return Ok(past);
         }
         drop(open);
-        let point = there.iter().find(|point| point.txid == txid).copied();
-        let point = point.ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("{txid} is no point")))?;
-        let past = Arc::new(Past::build(request.path.clone(), replica, point, &rows, &config)?);
+        let past = Arc::new(Past::of_point(&request.path, &replica, &rows, txid, &config)?);
         OPEN.here().lock().insert(key, Arc::downgrade(&past));
         Ok(past)
+    }
+
+    /// A state of a replica that is known to have it, for somebody who has listed it.
+    ///
+    /// # Errors
+    /// The bucket's and the disk's.
+    pub(super) fn of_point(path: &Path, replica: &Replica, rows: &[Row], txid: TxId, config: &Config) -> Result<Past> {
+        let there = points(rows);
+        let point = there.iter().find(|point| point.txid == txid).copied();
+        let point = point.ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("{txid} is no point")))?;
+        Past::build(path.to_owned(), replica.clone(), point, rows, config)
     }
 
     fn build(path: PathBuf, replica: Replica, point: Point, rows: &[Row], config: &Config) -> Result<Past> {
@@ -117,6 +126,11 @@ impl Past {
     /// The path that the live database has or would have.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The size of the database, in pages.
+    pub(super) fn pages(&self) -> PageCount {
+        self.cache.total()
     }
 
     /// The size of the database, in bytes.

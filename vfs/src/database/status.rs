@@ -6,9 +6,10 @@ use super::Database;
 use crate::config::Durability;
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::shared::BootTime;
+use crate::upload::budget::MONTH;
 
 /// The pragmas that exist, as a refusal lists them.
-pub(crate) const PRAGMAS: &str = "gcs_durability, gcs_flush, gcs_history, gcs_status";
+pub(crate) const PRAGMAS: &str = "gcs_durability, gcs_flush, gcs_history, gcs_rewind, gcs_status";
 
 impl Database {
     /// FCNTL_PRAGMA and the SQL functions. `None`: not one of ours. `Some(Ok(text))` is the row to return.
@@ -35,6 +36,7 @@ impl Database {
                 )),
             },
             ("gcs_history", None) => super::history::points_as_json(&self.replica),
+            ("gcs_rewind", None) => refuse("PRAGMA gcs_rewind='<point>': a time, a TXID or how long ago".to_owned()),
             ("gcs_status" | "gcs_flush" | "gcs_history", Some(_)) => refuse(format!("PRAGMA {name} takes no value")),
             _ => refuse(format!("unknown PRAGMA {name}; accepted are {PRAGMAS}")),
         })
@@ -59,6 +61,7 @@ impl Database {
             0
         };
         let [gets, puts, lists, deletes, bytes_in, bytes_out] = self.replica.store().traffic().snapshot();
+        let open = BootTime::now().since(self.opened.at);
         json!({
             "replica": self.replica.place(),
             "durability": self.durability.read().word(),
@@ -84,7 +87,14 @@ impl Database {
             "requests": { "get": gets, "put": puts, "list": lists, "delete": deletes },
             "round_trips": self.replica.store().traffic().round_trips.load(std::sync::atomic::Ordering::Relaxed),
             "bytes": { "in": bytes_in, "out": bytes_out },
-            "cost": { "class_a": puts + lists, "class_b": gets, "usd": usd(puts + lists, gets) },
+            "flush_interval_ms": self.interval(BootTime::now()).as_millis() as u64,
+            "cost": {
+                "class_a": puts + lists,
+                "class_b": gets,
+                "free": deletes,
+                "usd": usd(puts + lists, gets),
+                "usd_month": usd(puts + lists, gets) * MONTH / open.as_secs_f64().max(60.0),
+            },
             "open": { "cold": self.opened.cold, "ms": self.opened.ms, "requests": self.opened.requests, "round_trips": self.opened.round_trips },
             "last_error": *self.last_error.lock(),
         })

@@ -23,7 +23,7 @@ pub mod points;
 pub mod policy;
 mod retain;
 mod source;
-mod spool;
+pub(crate) mod spool;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;

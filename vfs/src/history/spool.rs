@@ -13,13 +13,13 @@ use crate::error::{Error, Result};
 
 /// A local file without a name.
 #[derive(Debug)]
-pub(super) struct Spool {
+pub(crate) struct Spool {
     file: File,
 }
 
 impl Spool {
     /// Makes one in a folder, which has to exist.
-    pub(super) fn new(folder: &Path) -> Result<Spool> {
+    pub(crate) fn new(folder: &Path) -> Result<Spool> {
         let path = folder.join(format!("merge-{}-{:016x}", std::process::id(), fastrand::u64(..)));
         let failed = |e: &std::io::Error| Error::local(format!("making {}", path.display()), e);
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).map_err(|e| failed(&e))?;
@@ -28,12 +28,12 @@ impl Spool {
     }
 
     /// The file to write to, from its beginning.
-    pub(super) fn writer(&self) -> Result<File> {
+    pub(crate) fn writer(&self) -> Result<File> {
         self.file.try_clone().map_err(|e| Error::local("opening the file of a merge", &e))
     }
 
     /// The whole content.
-    pub(super) fn bytes(self) -> Result<Bytes> {
+    pub(crate) fn bytes(self) -> Result<Bytes> {
         // SAFETY: a mapping must not change while it is borrowed. The file has no name, its only descriptors were this one and
         // the writer's, and the writer is done: nobody is left who could write to it or cut it.
         let map = unsafe { Mmap::map(&self.file) };

@@ -88,6 +88,34 @@ pub fn plan(objects: &[Listed], target: Option<TxId>) -> Result<Option<Chain>> {
     Ok((!chain.is_empty()).then_some(Chain { objects: chain }))
 }
 
+/// What is to be applied to a database as of `from` to bring it to `target`, oldest first: deltas and what was merged of them, and
+/// a snapshot only where those are not to be had any more, because it says of every page that it may have changed.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_onto(objects: &[Listed], from: TxId, target: TxId) -> Result<Vec<Listed>> {
+    let mut rest: Vec<&Listed> =
+        objects.iter().filter(|o| o.name.max <= target && o.name.max > from && o.name.level < SNAPSHOT_LEVEL).collect();
+    rest.sort_by_key(|o| o.name.min);
+    let (mut current, mut steps) = (from, Vec::new());
+    while current < target {
+        let within = rest.partition_point(|o| o.name.min <= current.next());
+        let step = rest[..within].iter().max_by_key(|o| (o.name.max, o.name.level));
+        match step {
+            Some(step) if step.name.max > current => {
+                current = step.name.max;
+                steps.push((*step).clone());
+                rest.retain(|o| o.name.max > current);
+            }
+            _ => {
+                let whole = plan(objects, Some(target))?.map_or_else(Vec::new, |chain| chain.objects);
+                return Ok(whole.into_iter().filter(|o| o.name.max > from).collect());
+            }
+        }
+    }
+    Ok(steps)
+}
+
 /// A level-9 object that does not begin at 1 is no snapshot; Litestream does not restore from one either.
 fn is_well_formed(object: &Listed) -> bool {
     object.name.level != SNAPSHOT_LEVEL || object.name.is_snapshot()
@@ -147,6 +175,20 @@ mod tests {
         assert_eq!(planned(&names, Some(5)), [(9, 1, 5)]);
         // A gap after the target does not matter.
         assert_eq!(planned(&[(0, 1, 1), (0, 3, 3)], Some(1)), [(0, 1, 1)]);
+    }
+
+    #[test]
+    fn a_database_is_brought_forward_without_a_snapshot_where_that_can_be() {
+        let onto = |names: &[(u8, u64, u64)], from, target| -> Vec<(u8, u64, u64)> {
+            let steps = plan_onto(&log(names), TxId(from), TxId(target)).expect("a plan");
+            steps.iter().map(|o| (o.name.level, o.name.min.0, o.name.max.0)).collect()
+        };
+        let names = [(9, 1, 2), (0, 3, 3), (0, 4, 4), (1, 3, 6), (2, 1, 6), (9, 1, 6), (0, 7, 7), (0, 8, 8)];
+        assert_eq!(onto(&names, 4, 7), [(2, 1, 6), (0, 7, 7)]);
+        assert_eq!(onto(&names, 2, 4), [(0, 3, 3), (0, 4, 4)]);
+        assert_eq!(onto(&names, 8, 8), []);
+        assert_eq!(onto(&[(9, 1, 6), (0, 7, 7)], 4, 7), [(9, 1, 6), (0, 7, 7)], "nothing else is left");
+        assert!(plan_onto(&log(&[(9, 1, 6), (0, 8, 8)]), TxId(4), TxId(8)).is_err());
     }
 
     #[test]

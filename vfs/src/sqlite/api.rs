@@ -5,6 +5,7 @@
 //!
 //! | slot | routine | slot | routine | slot | routine |
 //! |---|---|---|---|---|---|
+//! | 16 | close | 55 | exec | 135 | open_v2 |
 //! | 58 | free | 127 | file_control | 162 | create_function_v2 |
 //! | 67 | libversion_number | 141 | vfs_find | 167 | log |
 //! | 69 | mprintf | 142 | vfs_register | 189 | uri_parameter |
@@ -22,6 +23,9 @@ use crate::error::{Error, ErrorKind, Result};
 const OLDEST: c_int = 3_031_000;
 
 type Destructor = Option<unsafe extern "C" fn(*mut c_void)>;
+type RowCallback = unsafe extern "C" fn(*mut c_void, c_int, *mut *mut c_char, *mut *mut c_char) -> c_int;
+type Exec =
+    unsafe extern "C" fn(*mut Sqlite, *const c_char, Option<RowCallback>, *mut c_void, *mut *mut c_char) -> c_int;
 type CreateFunction = unsafe extern "C" fn(
     *mut Sqlite,
     *const c_char,
@@ -55,6 +59,9 @@ pub(super) struct Api {
     pub(super) value_text: unsafe extern "C" fn(*mut Value) -> *const c_char,
     pub(super) result_text: unsafe extern "C" fn(*mut Context, *const c_char, c_int, isize),
     pub(super) result_error: unsafe extern "C" fn(*mut Context, *const c_char, c_int),
+    pub(super) open_v2: unsafe extern "C" fn(*const c_char, *mut *mut Sqlite, c_int, *const c_char) -> c_int,
+    pub(super) exec: Exec,
+    pub(super) close: unsafe extern "C" fn(*mut Sqlite) -> c_int,
 }
 
 static API: OnceLock<Api> = OnceLock::new();
@@ -138,6 +145,9 @@ pub(super) unsafe fn from_routines(routines: *const *const c_void) -> Result<Api
             value_text: slot(routines, 109, "value_text")?,
             result_text: slot(routines, 85, "result_text")?,
             result_error: slot(routines, 80, "result_error")?,
+            open_v2: slot(routines, 135, "open_v2")?,
+            exec: slot(routines, 55, "exec")?,
+            close: slot(routines, 16, "close")?,
         })
     }
 }
@@ -176,6 +186,15 @@ pub(super) fn linked() -> Api {
         fn sqlite3_value_text(value: *mut Value) -> *const c_char;
         fn sqlite3_result_text(context: *mut Context, text: *const c_char, bytes: c_int, destructor: isize);
         fn sqlite3_result_error(context: *mut Context, text: *const c_char, bytes: c_int);
+        fn sqlite3_open_v2(name: *const c_char, db: *mut *mut Sqlite, flags: c_int, vfs: *const c_char) -> c_int;
+        fn sqlite3_exec(
+            db: *mut Sqlite,
+            sql: *const c_char,
+            row: Option<RowCallback>,
+            data: *mut c_void,
+            message: *mut *mut c_char,
+        ) -> c_int;
+        fn sqlite3_close(db: *mut Sqlite) -> c_int;
     }
     Api {
         libversion_number: sqlite3_libversion_number,
@@ -196,6 +215,9 @@ pub(super) fn linked() -> Api {
         value_text: sqlite3_value_text,
         result_text: sqlite3_result_text,
         result_error: sqlite3_result_error,
+        open_v2: sqlite3_open_v2,
+        exec: sqlite3_exec,
+        close: sqlite3_close,
     }
 }
 

@@ -20,6 +20,7 @@ use super::functions;
 use super::guard::guard;
 use super::header::{mask, unmask};
 use super::pragma;
+use super::rewind;
 use super::vfs::ShimFile;
 use crate::error::{Error, ErrorKind};
 
@@ -197,7 +198,10 @@ unsafe fn control(c: &Arc<Connection>, operation: c_int, argument: *mut c_void) 
             },
             ffi::FCNTL_PRAGMA => match api::get() {
                 Some(api) => {
-                    let engine = |name: &str, value: Option<&str>| c.database.pragma(name, value);
+                    let engine = |name: &str, value: Option<&str>| match (name, value) {
+                        ("gcs_rewind", Some(point)) => Some(rewind::rewind(api, &c.database, point)),
+                        _ => c.database.pragma(name, value),
+                    };
                     pragma::file_control(api, engine, argument.cast())
                 }
                 None => ffi::NOTFOUND,

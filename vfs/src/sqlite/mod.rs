@@ -29,6 +29,7 @@ mod paths;
 mod pragma;
 mod process;
 mod registry;
+mod rewind;
 mod sigterm;
 mod vfs;
 mod wal_file;

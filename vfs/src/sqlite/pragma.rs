@@ -8,7 +8,7 @@ use super::api::Api;
 use super::ffi;
 
 /// What `PRAGMA gcs_*` there is, as one types it.
-const OURS: &str = "gcs_status, gcs_flush, gcs_durability, gcs_history";
+const OURS: &str = "gcs_status, gcs_flush, gcs_durability, gcs_history, gcs_rewind";
 
 /// What to do with a PRAGMA.
 #[derive(PartialEq, Eq, Debug)]

@@ -97,8 +97,7 @@ impl Database {
         let replica = self.replica.clone();
         let what = format!("listing {}", self.replica.place());
         let listed = runtime::wait(&what, STORE_WAIT, async move { replica.list().await })??;
-        let chain = chain::plan(&listed, Some(head.txid))?;
-        for object in chain.iter().flat_map(|chain| &chain.objects).filter(|object| object.name.max > from) {
+        for object in &chain::plan_onto(&listed, from, head.txid)? {
             let bytes = self.fetch(object)?;
             let found = ObjectId { txid: object.name.max, size: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
             // The log knows its head by the delta, also where a compacted object ends at the same TXID.

@@ -15,6 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 use super::STORE_WAIT;
 use super::pump::{self, Line, Turn};
 use crate::database::Database;
@@ -47,6 +49,8 @@ pub(crate) struct Keeper {
     clock: AtomicI64,
     stopped: AtomicBool,
     busy: AtomicBool,
+    /// The last error that was logged.
+    said: Mutex<Option<String>>,
 }
 
 impl Keeper {
@@ -60,6 +64,7 @@ impl Keeper {
             clock: AtomicI64::new(0),
             stopped: AtomicBool::new(false),
             busy: AtomicBool::new(false),
+            said: Mutex::new(None),
         }
     }
 
@@ -100,6 +105,17 @@ impl Keeper {
             && self.in_use.database().is_some_and(|database| database.has_right() && database.check_poison().is_ok())
     }
 
+    /// Logs an error that the operator may have to mend, once. A later turn of the uploader begins anew.
+    fn say(&self, error: &Error) {
+        let text = error.to_string();
+        let mut said = self.said.lock();
+        if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Busy) || said.as_deref() == Some(&text) {
+            return;
+        }
+        log::error!("{}: the history is not tended to: {text}", self.in_use.replica.place());
+        *said = Some(text);
+    }
+
     fn step(&self) -> Result<Progress> {
         let Some(_host) = self.host.try_lock()? else { return Ok(Progress::Nothing) };
         let Some(database) = self.in_use.database() else { return Ok(Progress::Stopped) };
@@ -114,8 +130,11 @@ impl Turn for Keeper {
     fn turn(&self) -> Option<Instant> {
         let goes_on = match self.step() {
             Ok(Progress::Merged { .. } | Progress::Deleted { .. }) => !self.stopped.load(Ordering::SeqCst),
-            // Why is in the log, and a later turn of the uploader begins anew.
-            Ok(Progress::Nothing | Progress::Stopped) | Err(_) => false,
+            Ok(Progress::Nothing | Progress::Stopped) => false,
+            Err(error) => {
+                self.say(&error);
+                false
+            }
         };
         self.busy.store(goes_on, Ordering::SeqCst);
         goes_on.then(Instant::now)
@@ -179,6 +198,7 @@ impl InUse for MapInUse {
             let _uploader = database.uploader.lock_within(MAP_WAIT, "the upload lock")?;
             let map = database.cache.map();
             if map.txid() == txid {
+                database.hot_index_is_stale();
                 return map.rebuild(&indexes);
             }
         }

@@ -178,7 +178,7 @@ impl Database {
         })
     }
 
-    fn read_indexes(&self, chain: Chain) -> Result<Vec<crate::replica::index_fetch::ObjectIndex>> {
+    pub(crate) fn read_indexes(&self, chain: Chain) -> Result<Vec<crate::replica::index_fetch::ObjectIndex>> {
         let replica = self.replica.clone();
         let what = format!("reading page indexes of {}", self.replica.place());
         runtime::wait(&what, STORE_WAIT, async move { replica.indexes(&chain).await })?

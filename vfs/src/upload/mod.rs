@@ -9,6 +9,7 @@
 //!   state file: the same, and the bucket answers that these bytes are there. After the state file and before the removal:
 //!   the file is removed at the next open.
 
+pub(crate) mod budget;
 mod conditions;
 pub(crate) mod driver;
 mod fast_forward;
