@@ -1,7 +1,7 @@
 //! Writing the hot index: at a clean close, and every so many deltas, so that a cold open after a kill is as short.
 //!
 //! - **When.** [`AT_MOST_BEHIND`] deltas after the last one; more in proportion for a database beyond 1 GB, whose index is long. Or
-//!   when so much was appended as the index takes itself, if some of it was in deltas that an open does not read whole.
+//!   when so much was appended as the index takes itself, if some of it was in deltas that an open does not read whole. And after a merge or a delete of the history.
 //! - **What.** The state of the newest durable delta, also while its pages are in the WAL only: the map, over it the indexes of
 //!   the deltas that wait for their checkpoint (`cache/pending.rs`), and the upper pages from the short ones of these, else from the
 //!   cache file. A checkpoint may have put something newer there, so what the WAL has beyond that delta is left out.
@@ -59,6 +59,8 @@ struct Known {
     bytes: u64,
     has_long: bool,
     not_before: TxId,
+    /// The history was changed: what the index names may go, and an open would read a merged object beside it.
+    is_wanted: bool,
     under_way: bool,
 }
 
@@ -73,7 +75,7 @@ impl HotWriter {
         let deltas = AT_MOST_BEHIND * u64::from(pages.div_ceil(PAGES)).max(1);
         let is_far = head.0.saturating_sub(known.at.0) >= deltas;
         let is_long = known.has_long && pages >= LEAST_PAGES && known.bytes >= u64::from(pages) * BYTES_PER_PAGE;
-        !known.under_way && head >= known.not_before && (is_far || is_long)
+        !known.under_way && head >= known.not_before && (is_far || is_long || known.is_wanted)
     }
 
     fn begin(&self) -> Option<Option<Generation>> {
@@ -109,6 +111,14 @@ impl Database {
         self.hot.known.lock().at = TxId::NONE;
     }
 
+    /// Objects were merged or deleted: writes the hot index anew, now or with the next upload.
+    pub(crate) fn follow_history(&self) {
+        self.hot.known.lock().is_wanted = true;
+        if let Ok(_uploader) = self.uploader.lock_within(WRITE_WAIT, "the upload lock") {
+            self.refresh_hot_index();
+        }
+    }
+
     /// Writes the hot index if it is due. Under the upload lane; does not wait for the bucket.
     pub(crate) fn refresh_hot_index(&self) {
         if !self.hot.is_due(self.shared.durable(), self.shared.frozen_pages().0) {
@@ -125,8 +135,10 @@ impl Database {
         let (replica, me) = (self.replica.clone(), self.me.get().cloned());
         let Ok(runtime) = runtime::handle() else { return };
         let Some(seen) = self.hot.begin() else { return };
-        self.hot.known.lock().bytes = 0;
-        self.hot.known.lock().has_long = false;
+        {
+            let mut known = self.hot.known.lock();
+            (known.bytes, known.has_long, known.is_wanted) = (0, false, false);
+        }
         runtime.spawn(async move {
             let written = write(&replica, bytes, seen, head).await;
             if let Err(e) = &written {

@@ -129,7 +129,12 @@ impl Keeper {
 impl Turn for Keeper {
     fn turn(&self) -> Option<Instant> {
         let goes_on = match self.step() {
-            Ok(Progress::Merged { .. } | Progress::Deleted { .. }) => !self.stopped.load(Ordering::SeqCst),
+            Ok(Progress::Merged { .. } | Progress::Deleted { .. }) => {
+                if let Some(database) = self.in_use.database() {
+                    database.follow_history();
+                }
+                !self.stopped.load(Ordering::SeqCst)
+            }
             Ok(Progress::Nothing | Progress::Stopped) => false,
             Err(error) => {
                 self.say(&error);
