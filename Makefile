@@ -64,6 +64,7 @@ cities: ## Loads 170,000 cities into a local bucket, forgets the local files, op
 test: setup fmt lint doc loadable ## Everything that must hold before a change lands
 	@$(MAKE) --no-print-directory demo PROFILE=dev DEMO_ONCE=1 WITH='$(others)'
 	@$(MAKE) --no-print-directory packages deploy PROFILE=dev
+	@for example in python node django; do examples/drive.py $$example --install; done
 	@export SQLITE_GCS_TEST_EXTENSION=$(TARGET)/debug/libsqlite_gcs.so; status=0; \
 	export SQLITE_GCS_TEST_PACKAGES=$(TARGET)/debug/packages SQLITE_GCS_TEST_GUESTBOOK=$(TARGET)/debug/guestbook; \
 	cargo test $(CARGO_FLAGS) $(others) --no-fail-fast 2>&1 | tee $(TARGET)/test.log || status=$$?; \
