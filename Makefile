@@ -12,6 +12,8 @@ PROFILE ?= release
 # Where the demo listens; with DEMO_ONCE=1 it is driven by curl instead, and ends.
 PORT ?= 8080
 DEMO_ONCE ?=
+# What is built for the cities, if not they alone: everything together takes no longer where the tests are built afterwards.
+WITH ?=
 # For every cargo command; CI passes --locked.
 CARGO_FLAGS ?=
 # Of the benchmark: which of its sections, and how long.
@@ -23,6 +25,9 @@ built = $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,release)
 # crate they share, and the extension would carry a second SQLite into its host.
 others := --workspace --exclude sqlite-gcs-loadable
 
+# Most tests wait most of the time, so more of them than there are cores run side by side.
+export RUST_TEST_THREADS ?= 4
+
 # No look-up of credentials may leave the machine while tests and benchmarks run.
 export GCE_METADATA_HOST := 127.0.0.1:1
 export GCE_METADATA_IP := 127.0.0.1:1
@@ -33,14 +38,13 @@ export SQLITE_GCS_TEST_FAKE_GCS := $(CURDIR)/.venv/bin/fake-gcs-server
 help: ## Shows this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-demo: ## Runs the guestbook at http://localhost:8080 (PORT=) on a local bucket, and says what to try
-	@echo '== building (the first time takes minutes)'
+demo: cities ## The cities, then the guestbook at http://localhost:8080 (PORT=) on a local bucket, and what to try with it
 	cargo build $(CARGO_FLAGS) --profile $(PROFILE) --package guestbook
 	@PORT=$(PORT) examples/guestbook/demo $(built)/guestbook $(TARGET)/demo$(if $(DEMO_ONCE),-once once)
 
 cities: ## Loads 170,000 cities into a local bucket, forgets the local files, opens cold, asks questions
 	@echo '== building (the first time takes minutes)'
-	cargo build $(CARGO_FLAGS) --profile $(PROFILE) --package cities
+	cargo build $(CARGO_FLAGS) --profile $(PROFILE) $(or $(WITH),--package cities)
 	cargo build $(CARGO_FLAGS) --profile $(PROFILE) --package sqlite-gcs-loadable
 	@rm -rf $(TARGET)/cities-demo && mkdir -p $(TARGET)/cities-demo/bucket
 	@export SQLITE_GCS_BUCKET=file://$(TARGET)/cities-demo/bucket; \
@@ -58,8 +62,8 @@ cities: ## Loads 170,000 cities into a local bucket, forgets the local files, op
 	@printf '  sqlite> PRAGMA gcs_status;\n'
 
 test: setup fmt lint doc loadable ## Everything that must hold before a change lands
-	@$(MAKE) --no-print-directory demo PROFILE=dev DEMO_ONCE=1
-	@$(MAKE) --no-print-directory cities packages deploy PROFILE=dev
+	@$(MAKE) --no-print-directory demo PROFILE=dev DEMO_ONCE=1 WITH='$(others)'
+	@$(MAKE) --no-print-directory packages deploy PROFILE=dev
 	@export SQLITE_GCS_TEST_EXTENSION=$(TARGET)/debug/libsqlite_gcs.so; status=0; \
 	export SQLITE_GCS_TEST_PACKAGES=$(TARGET)/debug/packages SQLITE_GCS_TEST_GUESTBOOK=$(TARGET)/debug/guestbook; \
 	cargo test $(CARGO_FLAGS) $(others) --no-fail-fast 2>&1 | tee $(TARGET)/test.log || status=$$?; \
@@ -100,6 +104,7 @@ soak: setup loadable ## The long checks: a minute of fuzzing (needs a C++ compil
 	exit $$status
 
 bench: setup ## Measures beside plain SQLite and Litestream; table on the terminal, charts in target/bench
+	@tests/setup bench
 	cargo run $(CARGO_FLAGS) --release --package sqlite-gcs-bench -- --out $(TARGET)/bench $(BENCH)
 
 clean: ## Removes what was built

@@ -1,11 +1,13 @@
 //! Section `cold`: a new instance with an empty disk meets a database that lies in the bucket 25 ms away.
 //!
 //! The bucket is fake-gcs-server behind the proxy of the tests, which holds every request for 25 ms and lets bytes pass as fast
-//! as the machine can. Each measurement is a new process with an empty folder. The replica is made once, by this VFS, and read by
-//! all: by this VFS page by page, by `litestream restore` and by a bare download whole, before the query.
+//! as the machine can: latency 25 ms, bandwidth without a cap. Each measurement is a new process with an empty folder. The replica is made
+//! once, by this VFS, and read by all: by this VFS with a bound of 256 MB and by Litestream's VFS page by page, by this VFS with
+//! `hydrate=now`, by `litestream restore` and by a bare download whole, before the query.
+#![allow(unsafe_code)] // Loading a library of somebody else's, in `litestream_vfs`.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
@@ -13,15 +15,19 @@ use sqlite_gcs::store::{self, BucketUrl};
 use sqlite_gcs_tests::emulator::Emulator;
 use sqlite_gcs_tests::litestream::{self, Point};
 use sqlite_gcs_tests::proxy::Proxy;
-use sqlite_gcs_tests::shell::{Program, Scratch};
+use sqlite_gcs_tests::shell::{Program, Scratch, workspace};
 
 use crate::worker::MARK;
 use crate::{Failure, Settings, chart};
 
 const DELAY: Duration = Duration::from_millis(25);
 const FILE: &str = "app.db";
+/// The variable that names Litestream's VFS extension; else it is where `tests/setup bench` puts it.
+const LITESTREAM_VFS: &str = "SQLITE_GCS_BENCH_LITESTREAM_VFS";
 /// What a worker does after it has opened the database.
 const LOADS: [&str; 4] = ["cold-first", "cold-points", "cold-range", "cold-scan"];
+/// Litestream's VFS has no read-ahead: of more rows than this, a full scan at a round trip per page is not waited for.
+const PATIENCE: i64 = 100_000;
 /// Bytes of one row with its index entry, about.
 const ROW_BYTES: u64 = 216;
 
@@ -30,6 +36,7 @@ const ROW_BYTES: u64 = 216;
 enum Peer {
     Gcs,
     Hydrated,
+    LitestreamVfs,
     Restore,
     Download,
 }
@@ -37,8 +44,9 @@ enum Peer {
 impl Peer {
     fn name(self) -> &'static str {
         match self {
-            Peer::Gcs => "sqlite-gcs",
+            Peer::Gcs => "sqlite-gcs, cache_size=256MB",
             Peer::Hydrated => "sqlite-gcs, hydrate=now",
+            Peer::LitestreamVfs => "Litestream's VFS",
             Peer::Restore => "litestream restore",
             Peer::Download => "bare download, one GET per object",
         }
@@ -69,11 +77,12 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
         let rows = build(&bench, &scratch.join(FILE), mebibytes)?;
         bench.proxy.set_delay(DELAY);
         let mut table = Vec::new();
-        for peer in [Peer::Gcs, Peer::Hydrated, Peer::Restore, Peer::Download] {
+        for peer in [Peer::Gcs, Peer::Hydrated, Peer::LitestreamVfs, Peer::Restore, Peer::Download] {
             table.push(bench.measure(peer, rows)?);
         }
         let title = format!("cold start, {mebibytes} MB, {rows} rows, 25 ms to the bucket");
         println!("{}", markdown(&title, &table));
+        println!("{}\n", ratios(&table));
         let bars: Vec<_> = table.iter().map(|row| (row.name.clone(), row.first_ms)).collect();
         let svg = chart::bars(&format!("ms to the first row: {title}"), &bars);
         let path = settings.out.join(format!("cold-{mebibytes}.svg"));
@@ -92,12 +101,12 @@ impl Bench {
 
     fn worker(&self, load: &str, uri: &str, rows: i64) -> Program {
         let program = Program::new(std::env::current_exe().unwrap_or_default()).limit(Duration::from_secs(1200));
-        program.env("SQLITE_GCS_BUCKET", self.emulator.url()).env("STORAGE_EMULATOR_HOST", self.proxy.host()).args([
-            MARK,
-            load,
-            uri,
-            &rows.to_string(),
-        ])
+        program
+            .env("SQLITE_GCS_BUCKET", self.emulator.url())
+            .env("STORAGE_EMULATOR_HOST", self.proxy.host())
+            .env(LITESTREAM_VFS, litestream_library())
+            .env("LITESTREAM_REPLICA_URL", format!("{}/{FILE}", self.emulator.url()))
+            .args([MARK, load, uri, &rows.to_string()])
     }
 
     fn measure(&self, peer: Peer, rows: i64) -> Result<Row, Failure> {
@@ -111,13 +120,18 @@ impl Bench {
             rss_mib: 0.0,
         };
         for load in LOADS {
+            if peer == Peer::LitestreamVfs && load == "cold-scan" && rows > PATIENCE {
+                row.others_ms.push(f64::NAN);
+                continue;
+            }
             let scratch = Scratch::new();
             let file = scratch.join(FILE);
             let (requests, bytes) = (self.proxy.requests(), self.proxy.bytes().1);
             let started = Instant::now();
             let uri = match peer {
-                Peer::Gcs => format!("file:{}?vfs=gcs", file.display()),
-                Peer::Hydrated => format!("file:{}?vfs=gcs&hydrate=now", file.display()),
+                Peer::Gcs => format!("file:{}?vfs=gcs&cache_size=256MB", file.display()),
+                Peer::Hydrated => format!("file:{}?vfs=gcs&hydrate=now&cache_size=0", file.display()),
+                Peer::LitestreamVfs => format!("file:{}?vfs=litestream", file.display()),
                 Peer::Restore => {
                     let replica = format!("{}/{FILE}", self.emulator.url());
                     litestream::restore_into(&replica, Some(&self.proxy.host()), Point::Newest, &file)?;
@@ -189,6 +203,8 @@ pub fn work(load: &str, uri: &str, rows: i64) -> Result<(), Failure> {
         return download(Path::new(uri));
     }
     let started = Instant::now();
+    // It is loaded by whoever uses it, so its start counts as ours does.
+    let _registers = uri.ends_with("?vfs=litestream").then(litestream_vfs).transpose()?;
     let db = Connection::open(uri)?;
     let mut random = fastrand::Rng::with_seed(11);
     let mut point = |db: &Connection| {
@@ -222,6 +238,25 @@ pub fn work(load: &str, uri: &str, rows: i64) -> Result<(), Failure> {
     Ok(())
 }
 
+fn litestream_library() -> PathBuf {
+    std::env::var_os(LITESTREAM_VFS).map_or_else(|| workspace().join(".venv/bin/litestream-vfs.so"), PathBuf::from)
+}
+
+/// Registers Litestream's VFS for this process, for as long as the connection lives.
+fn litestream_vfs() -> Result<Connection, Failure> {
+    let file = litestream_library();
+    if !file.exists() {
+        return Err(format!("{} is missing: run tests/setup bench", file.display()).into());
+    }
+    let db = Connection::open_in_memory()?;
+    // SAFETY: the library is the one that the settings name; it registers a VFS and stays loaded.
+    unsafe {
+        let _enabled = rusqlite::LoadExtensionGuard::new(&db)?;
+        db.load_extension(file, Some("sqlite3_litestreamvfs_init"))?;
+    }
+    Ok(db)
+}
+
 /// Every object, one after the other, each in one GET: what the line and the emulator can do.
 fn download(file: &Path) -> Result<(), Failure> {
     let bucket: BucketUrl = std::env::var("SQLITE_GCS_BUCKET")?.parse()?;
@@ -239,6 +274,21 @@ fn millis(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
+/// What the targets are about.
+fn ratios(rows: &[Row]) -> String {
+    let [own, hydrated, vfs, restore, ..] = rows else { return String::new() };
+    let trips = 3.0 * DELAY.as_secs_f64() * 1e3;
+    let scan = |row: &Row| row.others_ms.last().copied().unwrap_or(f64::NAN);
+    format!(
+        "First row: {:.2} of three round trips; Litestream's VFS takes {:.1} times as long. A restore takes {:.1} times as long as the full \
+         scan, and {:.1} times as long as hydrate=now.",
+        own.first_ms / trips,
+        vfs.first_ms / own.first_ms,
+        restore.first_ms / scan(own),
+        restore.first_ms / hydrated.first_ms,
+    )
+}
+
 fn markdown(title: &str, rows: &[Row]) -> String {
     let mut text = format!("### {title}\n\n");
     text += "Times in ms from the start of the process to the result; restore and download include it. Peak memory of the\n";
@@ -246,8 +296,12 @@ fn markdown(title: &str, rows: &[Row]) -> String {
     text += "| | first row | requests | MB | 100 points | KB per point | 1 % range | full scan | RSS MB |\n";
     text += "|---|---:|---:|---:|---:|---:|---:|---:|---:|\n";
     for row in rows {
-        let others: String = row.others_ms.iter().skip(1).map(|ms| format!(" {ms:.0} |")).collect();
-        let points = row.others_ms.first().map_or(String::new(), |ms| format!("{ms:.0}"));
+        let cell = |at: usize| match row.others_ms.get(at) {
+            Some(ms) if ms.is_nan() => "not waited for".to_owned(),
+            Some(ms) => format!("{ms:.0}"),
+            None => String::new(),
+        };
+        let (points, others) = (cell(0), format!(" {} | {} |", cell(1), cell(2)));
         // Formatting into a String cannot fail.
         let _ = writeln!(
             text,

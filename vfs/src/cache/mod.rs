@@ -3,6 +3,7 @@
 //! ```text
 //! file        what a read, a write and a truncation of the main file mean
 //! streams     which reads are a scan, and how far ahead of it pages are fetched
+//! trees       which pages a scan of a B-tree comes to next
 //! flights     which pages this process is fetching right now
 //! background  fetches that no read waits for
 //! pages       the file, and every way in which pages come into it and leave it
@@ -23,4 +24,5 @@ pub(crate) mod pending;
 pub(crate) mod presence;
 pub(crate) mod room;
 mod streams;
+mod trees;
 pub(crate) mod unit_lock;

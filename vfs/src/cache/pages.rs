@@ -135,7 +135,9 @@ impl Pages {
         if held.stamp() != seen || !held.is_clean() {
             return Ok(false);
         }
-        held.clear_all();
+        if !held.clear_to_evict() {
+            return Ok(false);
+        }
         self.punch(unit * UNIT_BYTES..(unit + 1) * UNIT_BYTES)?;
         Ok(true)
     }

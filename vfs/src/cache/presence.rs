@@ -19,7 +19,8 @@
 //! Unit record: word 0 is the stamp (upper half: clears, lower half: writes), word 1 says whether it was used since the hand of
 //! eviction came by (bit 0) and in which epoch a checkpoint last wrote to it (the rest; see `room.rs`), then one or two words of bits.
 //! Header words: 2 = page size, 3 = size of the file in pages, 4 = pages present, 5, 6 = device and inode of the main file,
-//! 7 = the hand, 8 = the epoch in force, 9 = the last epoch whose writes are clean, 10 = the last epoch in which something was written.
+//! 7 = the hand, 8 = the epoch in force, 9 = the last epoch whose writes are clean, 10 = the last epoch in which something was written,
+//! 11 = whether a process maps the main file, since all of them opened it: nothing is evicted then.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -40,6 +41,7 @@ const HAND: u64 = 7;
 const EPOCH: u64 = 8;
 const CLEAN: u64 = 9;
 const WRITTEN: u64 = 10;
+const MAPPED: u64 = 11;
 
 /// Words of a record before its bits.
 const BITS: u64 = 2;
@@ -232,6 +234,22 @@ impl Presence {
         self.words.header(WRITTEN).load(Ordering::SeqCst) > self.words.header(CLEAN).load(Ordering::SeqCst)
     }
 
+    /// Whether these pages are in the file, and stay there for as long as any process has it open: nothing is evicted any more.
+    pub(crate) fn keep_mapped(&self, first: Pgno, last: Pgno) -> bool {
+        let mapped = self.words.header(MAPPED);
+        if mapped.load(Ordering::Relaxed) == 0 {
+            mapped.store(1, Ordering::SeqCst);
+        }
+        // Pairs with the fence of an eviction: it sees the word, or this sees the bits that it cleared.
+        fence(Ordering::SeqCst);
+        (first.0..=last.0).all(|pgno| self.has(Pgno(pgno)))
+    }
+
+    /// Nobody has the file open but this caller, who maps nothing.
+    pub(crate) fn nothing_is_mapped(&self) {
+        self.words.header(MAPPED).store(0, Ordering::SeqCst);
+    }
+
     /// A checkpoint is about to write into a unit; under its lock, before the write.
     fn stamp_epoch(&self, unit: u64) {
         let epoch = self.words.header(EPOCH).load(Ordering::SeqCst);
@@ -324,6 +342,23 @@ impl Unit<'_> {
         let within = (pgno.0 - 1) % self.presence.pages_per_unit;
         self.presence.clear_bits(self.unit, BITS + u64::from(within / 64), 1 << (within % 64));
         self.presence.count(self.unit, CLEAR);
+    }
+
+    /// Clears all its pages to be punched out; false, and nothing happened, where a process maps the file.
+    pub(crate) fn clear_to_evict(&self) -> bool {
+        let presence = self.presence;
+        let words = || (BITS..presence.record).filter_map(|index| presence.word(self.unit, index));
+        let had: Vec<u64> = words().map(|word| word.load(Ordering::SeqCst)).collect();
+        self.clear_all();
+        fence(Ordering::SeqCst);
+        if presence.words.header(MAPPED).load(Ordering::SeqCst) == 0 {
+            return true;
+        }
+        for (word, had) in words().zip(had) {
+            word.fetch_or(had, Ordering::SeqCst);
+            presence.add_present(had.count_ones(), 0);
+        }
+        false
     }
 
     /// None of its pages counts as present any more. Returns how many did.

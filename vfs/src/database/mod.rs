@@ -231,6 +231,24 @@ impl Database {
         self.cache.read(range, base).inspect_err(|e| self.note_error(e))
     }
 
+    /// FCNTL_MMAP_SIZE: whether the file may be mapped.
+    pub(crate) fn may_map(&self) -> bool {
+        !self.is_inherited() && self.cache.may_map()
+    }
+
+    /// xFetch(main): whether these bytes may be read through a mapping.
+    pub(crate) fn may_map_bytes(&self, range: &Range<u64>) -> bool {
+        !self.is_inherited() && self.cache.may_map_bytes(range)
+    }
+
+    /// After a read: the bytes that SQLite has got, with the magic in its place.
+    pub(crate) fn has_read(&self, offset: u64, bytes: &[u8]) {
+        let page_bytes = u64::from(self.page_size.bytes());
+        if bytes.len() as u64 == page_bytes && offset.is_multiple_of(page_bytes) {
+            self.cache.note_page(self.page_size.page_at(offset), bytes);
+        }
+    }
+
     /// xWrite(main), only ever called by a checkpoint: runs `base`, which writes these bytes, and marks the pages as present.
     pub(crate) fn write(&self, range: Range<u64>, base: &mut dyn FnMut() -> i32) -> Result<i32> {
         self.check_process()?;

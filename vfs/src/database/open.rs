@@ -596,6 +596,7 @@ impl Opening<'_> {
 
     /// Writes the state and fills the shared memory: from here on the other processes may join.
     pub(super) fn start(&self, cache: CacheFile, mut state: State, cold: bool) -> Result<Ready> {
+        cache.nothing_is_mapped();
         let frozen = self.outbox.list()?;
         state.protocol.outbox = driver::unsettled(&state.protocol, frozen.iter().map(|envelope| envelope.id));
         let without_wal = !self.layout.wal().exists() && state.protocol.outbox.is_empty();

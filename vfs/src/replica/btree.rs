@@ -28,10 +28,15 @@ fn cells(page: &[u8], start: usize, header_bytes: usize) -> impl Iterator<Item =
     (0..count).map_while(move |cell| u16_at(page, start + header_bytes + 2 * cell))
 }
 
+/// Whether a page is an interior one of a B-tree, as far as its first byte says.
+pub(crate) fn is_interior(pgno: Pgno, page: &[u8]) -> bool {
+    matches!(page.get(header(pgno)), Some(&(INTERIOR_INDEX | INTERIOR_TABLE)))
+}
+
 /// The children of an interior page, in order; none of any other page.
 pub(crate) fn children(pgno: Pgno, page: &[u8]) -> Vec<Pgno> {
     let start = header(pgno);
-    if !matches!(page.get(start), Some(&(INTERIOR_INDEX | INTERIOR_TABLE))) {
+    if !is_interior(pgno, page) {
         return Vec::new();
     }
     let last = pgno_at(page, start + 8);

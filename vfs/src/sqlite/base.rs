@@ -298,6 +298,13 @@ impl BaseFile {
     }
 
     /// # Safety
+    /// As for xFetch; null in `out` before.
+    pub(super) unsafe fn fetch(self, offset: i64, bytes: c_int, out: *mut *mut c_void) -> c_int {
+        // SAFETY: the caller's promise.
+        self.methods().fetch.map_or(ffi::OK, |f| unsafe { f(self.0, offset, bytes, out) })
+    }
+
+    /// # Safety
     /// `page` is null or came from this file's xFetch.
     pub(super) unsafe fn unfetch(self, offset: i64, page: *mut c_void) -> c_int {
         // SAFETY: the caller's promise.

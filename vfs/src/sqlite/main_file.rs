@@ -1,7 +1,8 @@
 //! The main file of a managed database: the base VFS's file, with the engine between it and SQLite.
 //!
 //! What is weaker or different than what the base says: the magic is masked on disk; reads, checkpoint writes and truncations
-//! go through the engine; nothing is mapped (`mmap_size` is 0: the pages of a sparse cache come and go); preallocation by
+//! go through the engine; the file is mapped (`PRAGMA mmap_size`) only where nothing is ever evicted from it (`cache_size=0`), and then
+//! only pages that are there, never the first (else `mmap_size` is 0: the pages of a sparse cache come and go); preallocation by
 //! chunks is swallowed (the file's size is the database's); overwrites are powersafe by promise, because SQLite then
 //! writes each commit frame once; the file is never immutable and has no batch-atomic writes (they bypass the WAL).
 //! Locks are `connection.rs`'s.
@@ -92,6 +93,11 @@ unsafe extern "C" fn read(file: *mut RawFile, into: *mut c_void, bytes: c_int, o
                 if offset < 16 && (code == ffi::OK || code == ffi::IOERR_SHORT_READ) {
                     // SAFETY: the read filled the buffer, with zeros where the file ended.
                     unmask(unsafe { std::slice::from_raw_parts_mut(into.cast(), bytes as usize) }, offset as u64);
+                }
+                if code == ffi::OK {
+                    // SAFETY: the read filled the buffer.
+                    c.database
+                        .has_read(offset as u64, unsafe { std::slice::from_raw_parts(into.cast(), bytes as usize) });
                 }
                 code
             }
@@ -201,6 +207,7 @@ unsafe fn control(c: &Arc<Connection>, operation: c_int, argument: *mut c_void) 
                 None => ffi::NOTFOUND,
             },
             ffi::FCNTL_CHUNK_SIZE => ffi::OK,
+            ffi::FCNTL_MMAP_SIZE if c.database.may_map() => c.base.file_control(operation, argument),
             ffi::FCNTL_MMAP_SIZE => {
                 let mut none = 0i64;
                 // The base is told too, so that it never maps; its answer, the limit until now, is of no interest.
@@ -291,14 +298,22 @@ unsafe extern "C" fn shm_unmap(file: *mut RawFile, delete: c_int) -> c_int {
     })
 }
 
-unsafe extern "C" fn fetch(_file: *mut RawFile, _offset: i64, _bytes: c_int, out: *mut *mut c_void) -> c_int {
-    // SAFETY: called by SQLite with a place for the address. Null: not mapped, read it instead.
-    unsafe { *out = ptr::null_mut() };
-    ffi::OK
+unsafe extern "C" fn fetch(file: *mut RawFile, offset: i64, bytes: c_int, out: *mut *mut c_void) -> c_int {
+    guard("xFetch", ffi::OK, || {
+        // SAFETY: called by SQLite with an open main file and a place for the address. Null: not mapped, read it instead.
+        unsafe {
+            *out = ptr::null_mut();
+            let c = connection(file);
+            if c.snapshot_is_gone() || !c.database.may_map_bytes(&(offset as u64..offset as u64 + bytes as u64)) {
+                return ffi::OK;
+            }
+            c.base.fetch(offset, bytes, out)
+        }
+    })
 }
 
 unsafe extern "C" fn unfetch(file: *mut RawFile, offset: i64, page: *mut c_void) -> c_int {
-    // SAFETY: called by SQLite with an open main file; `page` is null, because nothing was ever fetched.
+    // SAFETY: called by SQLite with an open main file, and with what xFetch gave or null.
     guard("xUnfetch", ffi::OK, || unsafe { connection(file).base.unfetch(offset, page) })
 }
 

@@ -13,7 +13,7 @@ use proptest::prelude::{ProptestConfig, any, proptest};
 use super::*;
 use crate::cache::presence::UNIT_BYTES;
 use crate::page::TxId;
-use crate::replica::bed::{Bucket, Get, History, PAGE, content, indexes, name};
+use crate::replica::bed::{Bucket, Get, History, PAGE, content, indexes, ltx, name};
 use crate::replica::fetch::NoLocalObjects;
 use crate::replica::names::Replica;
 
@@ -420,13 +420,22 @@ fn readers_never_see_a_hole_while_units_are_evicted_through_another_opening() {
     let bed = Bed::of(32);
     let (cache, other) = (bed.cold(None), bed.warm().unwrap());
     let (expected, done) = ([content(5, 1), content(25, 1)], AtomicBool::new(false));
-    let reads = AtomicUsize::new(0);
+    let (reads, holes) = (AtomicUsize::new(0), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         for at in 0..2 {
-            let (cache, expected, done, reads) = (&cache, &expected, &done, &reads);
+            let (cache, expected, done, reads, holes) = (&cache, &expected, &done, &reads, &holes);
             scope.spawn(move || {
+                let (pgno, mut bytes) = ([5, 25][at], vec![0; BYTES as usize]);
+                let start = (pgno - 1) * BYTES;
                 while !done.load(Ordering::Relaxed) {
-                    assert!(page(cache, [5, 25][at]) == expected[at]);
+                    let mut base = || {
+                        // As a reader that the scheduler stops between its look at the bits and its read.
+                        std::thread::yield_now();
+                        cache.pages.file.read_exact_at(&mut bytes, start).unwrap();
+                        0
+                    };
+                    cache.read(start..start + BYTES, &mut base).unwrap();
+                    holes.fetch_add(usize::from(bytes != expected[at]), Ordering::Relaxed);
                     reads.fetch_add(1, Ordering::Relaxed);
                 }
             });
@@ -440,6 +449,103 @@ fn readers_never_see_a_hole_while_units_are_evicted_through_another_opening() {
         }
         done.store(true, Ordering::Relaxed);
     });
+    assert_eq!(holes.into_inner(), 0, "reads that saw a hole, of {}", reads.into_inner());
+}
+
+#[test]
+fn nothing_is_evicted_from_a_file_that_is_mapped_and_only_what_is_there_is_mapped() {
+    let bed = Bed::of(64);
+    let (cache, other) = (bed.cold(None), bed.warm().unwrap());
+    let bytes = |pgno: u64| (pgno - 1) * BYTES..pgno * BYTES;
+    let evict = |pgno: u32| {
+        let (unit, stamp) = other.pages.unit(Pgno(pgno));
+        other.pages.evict(unit, stamp).unwrap()
+    };
+    page(&cache, 20);
+    assert!(evict(20) && !cache.may_map_bytes(&bytes(20)), "it is not there");
+    assert!(page(&cache, 20) == content(20, 1));
+    assert!(!evict(20), "one has tried to map it");
+    let before = cache.present();
+    assert!(cache.may_map_bytes(&bytes(20)) && !cache.may_map_bytes(&bytes(64)) && !cache.may_map_bytes(&bytes(65)));
+    page(&cache, 1);
+    assert!(!cache.may_map_bytes(&bytes(1)), "its first bytes are masked");
+    assert!(!evict(20) && cache.pages.presence.has(Pgno(20)) && cache.present() >= before);
+    cache.nothing_is_mapped();
+    assert!(evict(20), "all have closed it");
+    // Whoever has a bound maps nothing.
+    other.bound(1 << 30, Box::new(|| 0));
+    assert!(page(&other, 20) == content(20, 1) && !other.may_map_bytes(&bytes(20)));
+}
+
+/// An eviction that has looked whether the file is mapped, and a mapping that has looked whether a page is there, at the same moment.
+#[test]
+fn a_page_that_may_be_mapped_is_not_punched_out_by_an_eviction_that_began_before() {
+    let bed = Bed::of(32);
+    let (cache, other) = (bed.cold(None), bed.warm().unwrap());
+    let range = 4 * BYTES..5 * BYTES;
+    let expected = content(5, 1);
+    let mut mapped = 0;
+    for round in 0..3000u32 {
+        assert!(page(&cache, 5) == expected);
+        cache.nothing_is_mapped();
+        let (unit, stamp) = other.pages.unit(Pgno(5));
+        let may = std::thread::scope(|scope| {
+            let evict = scope.spawn(|| other.pages.evict(unit, stamp).unwrap());
+            (0..round % 64 * 20).for_each(|_| std::hint::spin_loop());
+            let may = cache.may_map_bytes(&range);
+            evict.join().unwrap();
+            may
+        });
+        if may {
+            mapped += 1;
+            let mut bytes = vec![0; BYTES as usize];
+            cache.pages.file.read_exact_at(&mut bytes, range.start).unwrap();
+            assert!(bytes == expected, "a hole in round {round}");
+        }
+    }
+    assert!(mapped > 0);
+}
+
+/// The memory that mappings of files with this name take in this process, in kilobytes.
+fn resident_kb(path: &std::path::Path) -> u64 {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let (mut ours, mut sum) = (false, 0);
+    for line in smaps.lines() {
+        let first = line.split_whitespace().next().unwrap_or_default();
+        if first.contains('-') && !first.ends_with(':') {
+            ours = line.ends_with(&path.display().to_string());
+        } else if ours && first == "Rss:" {
+            sum += line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap();
+        }
+    }
+    sum
+}
+
+/// 100 GB of pages of 4096 bytes: a map of 8 bytes a page is 210 MB, the presence of 24 bytes per 16 pages 39 MB.
+#[test]
+fn a_point_query_of_100_gb_touches_a_few_pages_of_the_map() {
+    const PAGES: u32 = 100 * ((1 << 30) / 4096);
+    let bed = Bed::empty();
+    let dir = bed.dir.path();
+    let wanted = [1, PAGES / 3, PAGES / 2, PAGES];
+    let delta = ltx(name(0, 2, 2), PAGE, PAGES, &wanted.iter().map(|&pgno| (pgno, content(pgno, 2))).collect());
+    bed.bucket.set(&bed.replica.ltx(&name(0, 2, 2)), delta);
+    let listed = crate::replica::bed::run(bed.replica.list()).unwrap();
+    let index = crate::replica::bed::run(bed.replica.index(&listed[0])).unwrap();
+    let map = PageMap::create(dir, PAGE).unwrap();
+    map.apply(&[index]).unwrap();
+    drop(CacheFile::create(dir, &bed.main(), map, bed.source()).unwrap());
+    assert!(std::fs::metadata(dir.join("map")).unwrap().len() > 200 << 20);
+
+    let cache = bed.warm().unwrap();
+    bed.bucket.take_gets();
+    for pgno in wanted {
+        assert!(page(&cache, pgno) == content(pgno, 2), "page {pgno}");
+    }
+    assert_eq!(bed.bucket.take_gets().len(), 4);
+    let resident = [resident_kb(&dir.join("map")), resident_kb(&dir.join("presence"))];
+    // A fault may bring 64 KB around it.
+    assert!(resident[0] > 0 && resident.iter().sum::<u64>() <= 2 * 5 * 64, "{resident:?} KB");
 }
 
 #[test]
