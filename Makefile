@@ -16,7 +16,7 @@ DEMO_ONCE ?=
 WITH ?=
 # For every cargo command; CI passes --locked.
 CARGO_FLAGS ?=
-# Of the benchmark: which of its sections, and how long.
+# Of the benchmark: which of its sections (write read commit service cold), and how long.
 BENCH ?= write read
 
 built = $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,release)
@@ -64,6 +64,7 @@ cities: ## Loads 170,000 cities into a local bucket, forgets the local files, op
 test: setup fmt lint doc loadable ## Everything that must hold before a change lands
 	@$(MAKE) --no-print-directory demo PROFILE=dev DEMO_ONCE=1 WITH='$(others)'
 	@$(MAKE) --no-print-directory packages deploy PROFILE=dev
+	@for example in python node django; do examples/drive.py $$example --install; done
 	@export SQLITE_GCS_TEST_EXTENSION=$(TARGET)/debug/libsqlite_gcs.so; status=0; \
 	export SQLITE_GCS_TEST_PACKAGES=$(TARGET)/debug/packages SQLITE_GCS_TEST_GUESTBOOK=$(TARGET)/debug/guestbook; \
 	cargo test $(CARGO_FLAGS) $(others) --no-fail-fast 2>&1 | tee $(TARGET)/test.log || status=$$?; \
@@ -105,6 +106,7 @@ soak: setup loadable ## The long checks: a minute of fuzzing (needs a C++ compil
 
 bench: setup ## Measures beside plain SQLite and Litestream; table on the terminal, charts in target/bench
 	@tests/setup bench
+	@$(if $(filter service,$(BENCH)),cargo build $(CARGO_FLAGS) --release --package guestbook)
 	cargo run $(CARGO_FLAGS) --release --package sqlite-gcs-bench -- --out $(TARGET)/bench $(BENCH)
 
 clean: ## Removes what was built

@@ -85,7 +85,7 @@ impl Contender {
 }
 
 /// Starts Litestream beside a new database and waits until it has set up its shadow of it.
-fn beside(file: &Path, replica: &str, endpoint: Option<&str>) -> Result<Sidecar, Failure> {
+pub fn beside(file: &Path, replica: &str, endpoint: Option<&str>) -> Result<Sidecar, Failure> {
     Connection::open(file)?.execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE first(a);")?;
     let sidecar = Sidecar::start(file, replica, endpoint, None);
     let shadow = file.with_file_name(".app.db-litestream").join("ltx/0");

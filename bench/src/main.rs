@@ -16,6 +16,7 @@ mod machine;
 mod read;
 mod report;
 mod sample;
+mod service;
 mod worker;
 mod write;
 mod writers;
@@ -43,7 +44,8 @@ struct Settings {
 /// A section's name on the command line, and what runs it.
 type Section = (&'static str, fn(&Settings) -> Result<Vec<Report>, Failure>);
 
-const SECTIONS: [Section; 3] = [("write", write::run), ("read", read::run), ("commit", commit::run)];
+const SECTIONS: [Section; 4] =
+    [("write", write::run), ("read", read::run), ("commit", commit::run), ("service", service::run)];
 
 /// The section that has a table of its own.
 const COLD: &str = "cold";

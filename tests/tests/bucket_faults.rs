@@ -160,26 +160,28 @@ fn a_service_that_is_down_and_back_loses_nothing() {
     let stopped = peer.run(
         r#"
 db.execute('PRAGMA busy_timeout=0')
-begun, extra, stopped = time.monotonic(), 0, None
+begun, extra, cut, stopped = time.monotonic(), 0, 0, None
 while stopped is None and time.monotonic() < begun + 40:
     try:
         db.execute('INSERT INTO t VALUES (99)')
         extra += 1
         time.sleep(0.01)
     except sqlite3.Error as error:
-        # Whoever has begun when the right ends is rolled back; all others are not let in.
-        if 'disk I/O error' not in str(error): stopped = error
+        # Whoever has begun when the right ends is told so: before its commit, or after. All others are not let in.
+        if 'disk I/O error' in str(error): cut += 1
+        else: stopped = error
 lasted = time.monotonic() - begun
 repr(stopped)"#,
     );
     assert!(stopped.contains("database is locked"), "the right lasts 5 s: {stopped}");
     assert!(peer.run("lasted").parse::<f64>().unwrap() < 30.0);
-    assert_eq!(peer.run("rows() == 50 + extra"), "True", "reads go on");
+    assert_eq!(peer.run("50 + extra <= rows() <= 50 + extra + cut and cut < 3"), "True", "reads go on");
+    let before: i64 = peer.run("rows()").parse().unwrap();
     emulator.restart();
     peer.run("db.execute('PRAGMA busy_timeout=30000'); db.execute('INSERT INTO t VALUES (100)')");
     peer.run("one(db, 'PRAGMA gcs_flush')");
     let rows: i64 = peer.run("rows()").parse().unwrap();
-    assert_eq!(rows.to_string(), peer.run("51 + extra"));
+    assert_eq!(rows, before + 1);
     assert_eq!(rows_on_emulator(&host, &emulator), rows);
     peer.run("db.close()");
     peer.end();

@@ -108,6 +108,26 @@ fn a_missing_bucket_is_an_error_that_says_how_to_name_one() {
     assert!(refused.stderr.contains("SQLITE_GCS_BUCKET") && refused.stderr.contains("unable to open"), "{refused}");
 }
 
+/// The shell returns from main without a close when its last SQL fails, and its log's listener points into main's stack: an error of
+/// the flush at the exit was written there, and the shell crashed.
+#[test]
+fn an_error_at_the_exit_of_the_shell_does_not_reach_its_listener() {
+    let scratch = Scratch::new();
+    let (bucket, gone) = (scratch.bucket(), scratch.join("gone"));
+    let uri = format!("file:{}?vfs=gcs&flush_interval=10m&commit_timeout=500ms", scratch.join("app.db").display());
+    let load = format!(".load {}", extension().display());
+    // A file in the place of the folder: nothing can be uploaded there.
+    let take_away = format!(".shell mv {0} {1} && touch {0}", scratch.join("bucket").display(), gone.display());
+    let ended = Program::new("/usr/bin/sqlite3")
+        .args([":memory:", &load, &format!(".open {uri}"), "CREATE TABLE t(a); PRAGMA gcs_flush;", &take_away])
+        .args(["INSERT INTO t VALUES (1);", "SELECT nonsense;"])
+        .env("SQLITE_GCS_BUCKET", bucket)
+        .run();
+    let said = ended.expect_failure();
+    assert_eq!(ended.status.code(), Some(1), "{ended}");
+    assert!(said.contains("sqlite-gcs: error"), "nothing went wrong at the exit: {ended}");
+}
+
 #[test]
 fn an_emulator_that_the_environment_names_is_the_bucket_and_litestream_restores_it() {
     let emulator = Emulator::start();

@@ -152,6 +152,20 @@ fn the_patterns_hold_for_the_loadable_extension_too() {
     std::fs::create_dir(scratch.join("disk")).expect("a disk");
     let answers = unchanged(&scratch, "PYTHONNOUSERSITE", &script).run();
     assert_eq!(answers.expect_success(), "wal\ndelete");
+    let load = format!(".load {}\n", packages().join("libsqlite_gcs.so").display());
+    let open = |name| format!(".open {}/{name}\nPRAGMA journal_mode;\n", scratch.path().display());
+    let shell = Program::sqlite3(&(load + &open("disk/a.db") + &open("c.db")))
+        .env("SQLITE_GCS_BUCKET", scratch.bucket())
+        .env("SQLITE_GCS_PATHS", format!("{}/disk/*.db", scratch.path().display()))
+        .run();
+    assert_eq!(shell.expect_success(), "wal\ndelete");
+}
+
+/// The README sends users of the shell to `.load`: the shell compares its own version with the library's.
+#[test]
+fn debians_shell_refuses_the_drop_in_because_of_its_version() {
+    let refused = Program::sqlite3("SELECT 1;\n").env("LD_LIBRARY_PATH", packages()).run();
+    assert!(refused.expect_failure().contains("version mismatch"), "{refused}");
 }
 
 fn only(suffix: &str) -> PathBuf {

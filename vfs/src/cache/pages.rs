@@ -202,7 +202,9 @@ impl Pages {
     pub(super) fn store_all(&self, pages: &[(Pgno, Vec<u8>)], stamps: &Stamps) -> Result<()> {
         let unit_of = |page: &(Pgno, Vec<u8>)| self.presence.unit_of(page.0);
         pages.chunk_by(|a, b| unit_of(a) == unit_of(b)).try_for_each(|pages| self.store(pages, stamps))?;
-        self.keep_within_bounds()
+        let mut units: Vec<u64> = pages.iter().map(unit_of).collect();
+        units.dedup();
+        self.keep_within_bounds(&units)
     }
 
     /// Writes fetched pages of one unit, as far as they are still wanted, those that lie side by side in one go.

@@ -69,8 +69,13 @@ impl Room {
 
     /// Sees to it that `more` bytes would have room, by eviction. Returns whether they have.
     pub(crate) fn make(&self, pages: &Pages, more: u64) -> Result<bool> {
+        self.make_beside(pages, more, &[])
+    }
+
+    /// The same, with these units left where they are.
+    fn make_beside(&self, pages: &Pages, more: u64, units: &[u64]) -> Result<bool> {
         let over = (self.used(pages) + more).saturating_sub(self.limit);
-        Ok(over == 0 || pages.evict_some(over + self.limit / SLACK)? >= over)
+        Ok(over == 0 || pages.evict_some(over + self.limit / SLACK, units)? >= over)
     }
 
     /// The same for bytes that are about to be written: they count from now on, and show in the next measurement.
@@ -89,8 +94,8 @@ impl Pages {
         u64::from(self.presence.present()) * u64::from(self.page_size.bytes())
     }
 
-    /// Evicts clean units until so many bytes are free, or the hand has come by each twice. Returns the bytes.
-    fn evict_some(&self, bytes: u64) -> Result<u64> {
+    /// Evicts clean units, none of `spared`, until so many bytes are free, or the hand has come by each twice. Returns the bytes.
+    fn evict_some(&self, bytes: u64, spared: &[u64]) -> Result<u64> {
         let units = self.presence.units_now();
         let before = self.present_bytes();
         let mut freed = 0;
@@ -99,7 +104,7 @@ impl Pages {
                 break;
             }
             let unit = self.presence.next_under_hand(units);
-            if !self.presence.may_evict(unit) {
+            if spared.contains(&unit) || !self.presence.may_evict(unit) {
                 continue;
             }
             let stamp = self.presence.stamp(unit);
@@ -110,10 +115,11 @@ impl Pages {
         Ok(freed)
     }
 
-    /// After pages came in: evicts others where that took too much.
-    pub(crate) fn keep_within_bounds(&self) -> Result<()> {
+    /// After pages came into these units: evicts others where that took too much. Not these themselves, which somebody waits for: where
+    /// all the rest must stay, they would be gone each time before they are read.
+    pub(crate) fn keep_within_bounds(&self, units: &[u64]) -> Result<()> {
         match self.room.get() {
-            Some(room) => room.make(self, 0).map(drop),
+            Some(room) => room.make_beside(self, 0, units).map(drop),
             None => Ok(()),
         }
     }

@@ -329,8 +329,13 @@ impl Database {
             return Ok(());
         }
         if !self.has_right() {
-            // The commit is in the WAL; whether it has a place in the log is known once the lease is.
-            self.resume_right().inspect_err(|e| self.poison(e))?;
+            // The commit is in the WAL; whether it has a place in the log is known once the lease is. In the background whoever
+            // takes the lease next finds it out.
+            self.resume_right().inspect_err(|e| {
+                if durability == Durability::Commit || e.kind() == ErrorKind::Fenced {
+                    self.poison(e);
+                }
+            })?;
         }
         if durability == Durability::Background {
             self.call_uploader(Instant::now() + self.until_due(now).max(GATHER));

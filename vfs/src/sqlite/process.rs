@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::guard::guard;
 use super::registry;
@@ -15,6 +15,14 @@ use crate::log;
 
 /// The process whose databases are closed at exit; 0 before the first registration.
 static OWNER: AtomicU32 = AtomicU32::new(0);
+
+/// Whether the process is in its normal exit.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Whether the application may be called no more: its main function is over, and what its callbacks point to is gone.
+pub(super) fn is_ending() -> bool {
+    ENDING.load(Ordering::Acquire)
+}
 
 /// Installs both handlers, once per process.
 pub(super) fn install_handlers() {
@@ -31,6 +39,7 @@ pub(super) fn install_handlers() {
 
 extern "C" fn at_exit() {
     guard("atexit", (), || {
+        ENDING.store(true, Ordering::Release);
         if OWNER.load(Ordering::Acquire) == std::process::id() {
             database::close_all_at_exit();
         }

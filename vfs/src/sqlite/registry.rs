@@ -217,6 +217,11 @@ pub(super) fn canonical(name: &[u8]) -> Result<PathBuf> {
 
 /// The open database under a name, if this process has it open.
 pub(super) fn find(name: &[u8]) -> Option<Arc<Database>> {
+    // The default VFS is asked this about every file of the process, at each transaction of a plain database: resolving its links
+    // would cost more than all else here.
+    if map().entries.lock().is_empty() {
+        return None;
+    }
     let path = canonical(name).ok()?;
     let entry = map().entries.lock().get(&path).cloned()?;
     let members = entry.members.lock();

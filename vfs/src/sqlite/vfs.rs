@@ -3,6 +3,9 @@
 //! It wraps the main file and the WAL of managed databases and nothing else: every other file is opened by the base VFS
 //! in SQLite's own structure, and never comes by here again. A managed database's WAL has another name on disk than
 //! SQLite believes (see `filename.rs`), so xOpen, xDelete and xAccess translate it.
+//!
+//! It is registered as `gcs`, for databases that are opened with it, and, where `SQLITE_GCS_PATHS` is set, a second time as the
+//! default VFS: then the patterns say which databases are managed (see `paths.rs`).
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
@@ -19,6 +22,7 @@ use super::main_file;
 use super::own_handle::OwnHandle;
 use super::past_file;
 use super::paths::Paths;
+use super::process;
 use super::registry::{self, Entry};
 use super::wal_file::{self, WalFile};
 use crate::database::OpenRequest;
@@ -480,11 +484,14 @@ unsafe extern "C" fn next_system_call(_vfs: *mut Vfs, name: *const c_char) -> *c
     guard("xNextSystemCall", ptr::null(), || base().map_or(ptr::null(), |b| unsafe { b.next_system_call(name) }))
 }
 
-/// Takes error messages to SQLite's log, where an application may listen (`SQLITE_CONFIG_LOG`).
+/// Takes error messages to SQLite's log, where an application may listen (`SQLITE_CONFIG_LOG`). Not at its exit: the sqlite3
+/// shell's listener keeps its state on the stack of a main function that has returned by then.
 pub(super) fn log_through() {
     // A second registration finds it set, to the same.
     let _ = log::SQLITE_LOG.set(|_level, text| {
-        if let Some(api) = api::get() {
+        if let Some(api) = api::get()
+            && !process::is_ending()
+        {
             api.write_log(ffi::ERROR, &format!("sqlite-gcs: {text}"));
         }
     });

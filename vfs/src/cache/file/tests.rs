@@ -355,6 +355,17 @@ fn a_bounded_cache_takes_no_more_than_it_may_and_reads_right() {
 }
 
 #[test]
+fn a_page_can_be_read_where_all_the_room_is_taken_by_what_must_stay() {
+    let bed = Bed::of(300);
+    let cache = bed.cold(None);
+    cache.bound(16 * UNIT_BYTES, Box::new(|| 17 * UNIT_BYTES));
+    for pgno in [7, 150, 299, 8, 7] {
+        assert!(page(&cache, pgno) == content(pgno, 1));
+    }
+    assert!(u64::from(cache.present()) * BYTES <= 4 * UNIT_BYTES, "the others went");
+}
+
+#[test]
 fn pages_that_are_used_stay_while_others_pass_through() {
     let bed = Bed::of(3000);
     let cache = bed.cold(None);
