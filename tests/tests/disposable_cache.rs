@@ -4,11 +4,17 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use rusqlite::Connection;
 use serde_json::{Value, json};
+use sqlite_gcs_tests::bed::Bed;
 use sqlite_gcs_tests::host::{Host, difference, one, pages, status};
 use sqlite_gcs_tests::peer::Peer;
+use sqlite_gcs_tests::poll;
+use sqlite_gcs_tests::proxy::Class;
 
 /// A killed process has left 20 rows in the bucket, and 30 that only the WAL of this disk has.
 fn killed_with_unsent_commits() -> Host {
@@ -184,4 +190,54 @@ fn after_a_clean_close_another_boot_finds_the_cache_whole() {
     assert_eq!(status(&db)["requests"]["get"], 0, "every page is here");
     drop(db);
     assert_rows(&host, 51);
+}
+
+/// After a kill the page map is brought up to the log at once, and the cache file only by the next checkpoint.
+#[test]
+fn a_machine_without_a_cache_reads_no_page_of_before_that_a_reopened_cache_still_has() {
+    let bed = Bed::new();
+    let mut session = bed.host("a", "flush_interval=0").open();
+    session.sql("PRAGMA wal_autocheckpoint=0").unwrap();
+    session.sql("CREATE TABLE t(id INTEGER PRIMARY KEY, text TEXT)").unwrap();
+    session.sql("CREATE INDEX i ON t(text)").unwrap();
+    let rows = |from: u32, count: u32| {
+        format!(
+            "INSERT INTO t WITH RECURSIVE n(i) AS (SELECT {from} UNION ALL SELECT i + 1 FROM n WHERE i + 1 < {}) \
+             SELECT i, hex(randomblob(50)) FROM n",
+            from + count
+        )
+    };
+    session.sql(&rows(0, 2000)).unwrap();
+    session.sql("PRAGMA gcs_flush").unwrap();
+    session.sql("PRAGMA wal_checkpoint").unwrap();
+    // The upper pages of the index change, in the WAL only.
+    for n in 0..60 {
+        session.sql(&rows(2000 + n * 20, 20)).unwrap();
+        session.sql("PRAGMA gcs_flush").unwrap();
+    }
+    session.kill();
+    let hot = Arc::new(AtomicU32::new(0));
+    let counting = Arc::clone(&hot);
+    bed.proxy.rule(move |request| {
+        let is_one = request.class == Class::Put && request.path.contains("gcs%2Fhot");
+        counting.fetch_add(is_one.into(), Ordering::SeqCst);
+        None
+    });
+    let mut session = bed.host("a", "flush_interval=0").open();
+    session.sql("PRAGMA wal_autocheckpoint=0").unwrap();
+    for n in 0..20 {
+        session.sql(&format!("UPDATE t SET id = -{n} - 1 WHERE id = {n}")).unwrap();
+        session.sql("PRAGMA gcs_flush").unwrap();
+    }
+    session.sql("PRAGMA wal_checkpoint").unwrap();
+    let written = poll(Duration::from_secs(10), || {
+        session.sql("UPDATE t SET text = hex(randomblob(50)) WHERE id = 1000").unwrap();
+        session.sql("PRAGMA gcs_flush").unwrap();
+        hot.load(Ordering::SeqCst) > 0
+    });
+    assert!(written, "no hot index was written");
+    session.kill();
+    let mut cold = bed.host("b", "").open();
+    assert_eq!(cold.sql("PRAGMA integrity_check").unwrap(), [["ok"]]);
+    assert_eq!(cold.number("SELECT count(*) FROM t"), 3200);
 }

@@ -38,6 +38,17 @@ impl Look {
     pub(super) fn of(listed: Vec<Listed>) -> Look {
         Look { listed, hot: None, short: Short::new() }
     }
+
+    /// The deltas after `from` as they were written, where they are few and all there: they are short, and some may be here already.
+    /// What was merged of them is long and reaches back to before `from`.
+    pub(super) fn deltas(&self, from: TxId, to: TxId) -> Option<Vec<Listed>> {
+        if from == TxId::NONE || to.0.saturating_sub(from.0) > GUESS {
+            return None;
+        }
+        let rows: std::collections::HashMap<ObjectName, &Listed> =
+            self.listed.iter().map(|row| (row.name, row)).collect();
+        (from.0 + 1..=to.0).map(|txid| rows.get(&ObjectName::delta(TxId(txid))).map(|row| (*row).clone())).collect()
+    }
 }
 
 /// Lists the log and asks for the hot index, at a time.

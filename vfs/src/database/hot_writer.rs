@@ -4,7 +4,8 @@
 //!   when so much was appended as the index takes itself, if some of it was in deltas that an open does not read whole. And after a merge or a delete of the history.
 //! - **What.** The state of the newest durable delta, also while its pages are in the WAL only: the map, over it the indexes of
 //!   the deltas that wait for their checkpoint (`cache/pending.rs`), and the upper pages from the short ones of these, else from the
-//!   cache file. A checkpoint may have put something newer there, so what the WAL has beyond that delta is left out.
+//!   cache file. A checkpoint may have put something newer there, so what the WAL has beyond that delta is left out; and so is what
+//!   the WAL has and no checkpoint has put there yet: after a kill the map may be ahead of the file.
 //! - **Ordering.** Under the upload lane; the request itself is waited for by nobody but the close. One at a time.
 //! - **Retries.** None: the next one is due soon. Losing a race for the name is as good.
 //! - **Crash.** The object is replaced whole, on condition of its generation; an older one is as right, only further behind.
@@ -183,6 +184,13 @@ impl Database {
             return Ok(None);
         }
         let Some((newer, changed)) = self.not_in_map(head.txid)? else { return Ok(None) };
+        let Some(wal) = self.backfilled() else { return Ok(None) };
+        let not_there = match wal {
+            Some((committed, backfilled)) => {
+                capture.pages_in_file(&committed)?.into_iter().skip(backfilled as usize).collect()
+            }
+            None => HashSet::new(),
+        };
         let page_bytes = self.page_size.bytes() as usize;
         let mut from_cache = HashSet::new();
         let mut upper = btree::upper_pages(PAGES_BYTES / page_bytes, |pgno: Pgno| match changed.get(&pgno) {
@@ -196,7 +204,7 @@ impl Database {
         let Some(hot) = HotIndex::of(self.cache.map(), &newer, head, generation, Vec::new())? else { return Ok(None) };
         let ahead = capture.ahead(&self.shared, self.committed().as_ref())?;
         drop(capture);
-        upper.retain(|(pgno, _)| !(from_cache.contains(pgno) && ahead.contains(pgno)));
+        upper.retain(|(pgno, _)| !(from_cache.contains(pgno) && (ahead.contains(pgno) || not_there.contains(pgno))));
         let has_first = upper.first().is_some_and(|(first, _)| *first == Pgno::ONE);
         if hot.pages != pages || !hot.is_whole() || !has_first {
             log::debug!("{}: no hot index as of {} can be made now", self.replica.place(), head.txid);

@@ -338,9 +338,12 @@ impl Opening<'_> {
 
     /// Nothing usable here: the page map from the bucket and from what is unsent, and no pages.
     fn cold_open(&self, chain: &Chain, head: Option<ObjectId>, look: hot::Look, mut state: State) -> Result<Ready> {
+        let reached = look.hot.as_ref().map_or(TxId::NONE, |hot| hot.head.txid);
+        let deltas = look.deltas(reached, chain.txid());
         let hot = look.hot.filter(|hot| hot.head.txid <= chain.txid());
         let as_of = hot.as_ref().map_or(TxId::NONE, |hot| hot.head.txid);
-        let newer = chain.objects.iter().filter(|object| object.name.max > as_of).cloned().collect();
+        let planned = || chain.objects.iter().filter(|object| object.name.max > as_of).cloned().collect();
+        let newer = deltas.filter(|_| as_of == reached).unwrap_or_else(planned);
         let newer = self.indexes_and_short(&Chain { objects: newer }, look.short)?;
         let mut indexes = hot.as_ref().map(HotIndex::indexes).unwrap_or_default();
         let generation = hot.as_ref().filter(|hot| Some(hot.head) == head).map(|hot| hot.generation.0);

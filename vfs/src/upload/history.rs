@@ -49,6 +49,8 @@ pub(crate) struct Keeper {
     clock: AtomicI64,
     stopped: AtomicBool,
     busy: AtomicBool,
+    /// The newest delta that [`Keeper::appended`] told of. The state file may be a delta ahead of it, which would cost a listing.
+    told: Mutex<Option<ObjectId>>,
     /// The last error that was logged.
     said: Mutex<Option<String>>,
 }
@@ -64,6 +66,7 @@ impl Keeper {
             clock: AtomicI64::new(0),
             stopped: AtomicBool::new(false),
             busy: AtomicBool::new(false),
+            told: Mutex::new(None),
             said: Mutex::new(None),
         }
     }
@@ -93,10 +96,12 @@ impl Keeper {
     pub(super) fn appended(&self, id: ObjectId, generation: Generation, timestamp_ms: i64) {
         let meta = Meta { generation, size: id.size, created: None, crc32c: Some(id.crc32c) };
         self.historian.appended(Row { name: ObjectName::delta(id.txid), meta, timestamp_ms });
+        *self.told.lock() = Some(id);
     }
 
     /// Others have written: what is known of the bucket is old.
     pub(super) fn forget(&self) {
+        *self.told.lock() = None;
         self.historian.forget();
     }
 
@@ -121,7 +126,8 @@ impl Keeper {
         let Some(database) = self.in_use.database() else { return Ok(Progress::Stopped) };
         let durable = database.change_state(|state| state.durable())?;
         drop(database);
-        let Some((durable, _)) = durable else { return Ok(Progress::Nothing) };
+        let told = *self.told.lock();
+        let Some(durable) = told.or(durable.map(|(durable, _)| durable)) else { return Ok(Progress::Nothing) };
         self.historian.run_step(&|| self.right(), durable, BucketTime(self.clock.load(Ordering::SeqCst)))
     }
 }

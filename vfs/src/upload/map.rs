@@ -36,7 +36,7 @@ const EPOCHS: usize = 64;
 const MAP_WAIT: Duration = Duration::from_secs(20);
 
 /// The committed state of the WAL, and the frames of it that are backfilled.
-type Wal = Option<(Committed, u32)>;
+pub(crate) type Wal = Option<(Committed, u32)>;
 
 impl Database {
     /// A delta of this host's outbox is durable: remembers where its pages lie, then lets go of its file.
@@ -139,7 +139,7 @@ impl Database {
     }
 
     /// What is committed and backfilled; `None` where that cannot be known just now.
-    fn backfilled(&self) -> Option<Wal> {
+    pub(crate) fn backfilled(&self) -> Option<Wal> {
         let Some(index) = self.wal_index() else {
             let size = std::fs::metadata(self.layout.wal()).map_or(0, |wal| wal.len());
             return (size == 0).then_some(None);
