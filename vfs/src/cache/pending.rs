@@ -89,8 +89,20 @@ impl PendingDeltas {
         write().map_err(|e| Error::local(format!("writing {}", path.display()), &e))
     }
 
-    /// What is remembered, lowest transaction first.
-    pub(crate) fn list(&self) -> Result<Vec<(Pending, ObjectIndex)>> {
+    /// What is remembered, lowest transaction first. Each is read when the iterator comes to it: most of those who look stop at
+    /// the first.
+    pub(crate) fn list(&self) -> Result<impl Iterator<Item = Result<(Pending, ObjectIndex)>>> {
+        let mut txids = self.txids()?;
+        txids.sort_unstable();
+        Ok(txids.into_iter().map(|txid| self.read(txid).map(|(pending, index, _)| (pending, index))))
+    }
+
+    /// Whether nothing is remembered.
+    pub(crate) fn is_empty(&self) -> Result<bool> {
+        self.txids().map(|txids| txids.is_empty())
+    }
+
+    fn txids(&self) -> Result<Vec<TxId>> {
         let failed = |e: &std::io::Error| Error::local(format!("reading {}", self.dir.display()), e);
         let entries = match fs::read_dir(&self.dir) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -101,8 +113,7 @@ impl PendingDeltas {
             let name = entry.map_err(|e| failed(&e))?.file_name();
             txids.extend(name.to_str().and_then(|name| name.parse::<TxId>().ok()));
         }
-        txids.sort_unstable();
-        txids.into_iter().map(|txid| self.read(txid).map(|(pending, index, _)| (pending, index))).collect()
+        Ok(txids)
     }
 
     /// All of an object, if it was short enough to be kept.

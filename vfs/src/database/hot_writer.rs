@@ -221,7 +221,8 @@ impl Database {
     fn not_in_map(&self, head: TxId) -> Result<Option<(Vec<ObjectIndex>, Changed)>> {
         let mut reached = self.cache.map().txid();
         let (mut newer, mut changed) = (Vec::new(), HashMap::new());
-        for (pending, index) in self.pending.list()? {
+        for remembered in self.pending.list()? {
+            let (pending, index) = remembered?;
             if pending.max <= reached.0 || pending.max > head.0 {
                 continue;
             }

@@ -490,7 +490,8 @@ impl Opening<'_> {
     /// older state any more, so it does not matter what of it is backfilled.
     fn bring_map_up(&self, cache: &CacheFile, durable: TxId, chain: &Chain) -> Result<()> {
         let pending = PendingDeltas::of(self.layout.dir());
-        for (delta, index) in pending.list().unwrap_or_default() {
+        let remembered = pending.list().and_then(|list| list.collect::<Result<Vec<_>>>());
+        for (delta, index) in remembered.unwrap_or_default() {
             if delta.min <= cache.map().txid().0 + 1 && delta.max <= durable.0 {
                 cache.map().apply(&[index])?;
             }

@@ -90,7 +90,8 @@ impl Database {
     pub(crate) fn update_map(&self) -> Result<()> {
         let map = self.cache.map();
         let Some(wal) = self.backfilled() else { return Ok(()) };
-        for (pending, index) in self.pending.list()? {
+        for remembered in self.pending.list()? {
+            let (pending, index) = remembered?;
             let (min, max) = (TxId(pending.min), TxId(pending.max));
             if max > map.txid() {
                 if !pending.is_backfilled(wal) {
@@ -126,7 +127,7 @@ impl Database {
         self.freeze_committed()?;
         self.note_epoch(epoch);
         self.update_map()?;
-        let is_forgotten = self.cache.map().txid() < durable && self.pending.list()?.is_empty();
+        let is_forgotten = self.cache.map().txid() < durable && self.pending.is_empty()?;
         if is_forgotten && let Some(wal) = self.backfilled() {
             let position = self.change_state(|state| state.position)?;
             let last = Pending { salts: position.salts, frames: position.frames, ..Pending::default() };
