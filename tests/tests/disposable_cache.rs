@@ -91,6 +91,17 @@ fn lost_presence_and_map_files_cost_requests_only() {
     }
 }
 
+/// The story: the page map was built with the unsent delta under its old name, and the seal of the killed process's log took that.
+#[test]
+fn pages_of_an_unsent_delta_are_found_after_it_moved_behind_a_seal() {
+    let host = killed_with_unsent_commits();
+    fs::remove_file(host.path("app.db-gcs/map")).unwrap();
+    let db = host.open("app.db", "");
+    one::<String>(&db, "PRAGMA gcs_flush");
+    assert_eq!(one::<String>(&db, "PRAGMA integrity_check"), "ok");
+    assert_eq!(one::<i64>(&db, "SELECT count(*) FROM t"), 50);
+}
+
 #[test]
 fn a_copied_cache_is_told_from_the_original() {
     let host = killed_with_unsent_commits();

@@ -58,6 +58,11 @@ const NEARBY: u32 = 32;
 const BATCH_BYTES: u32 = 8 << 20;
 /// How often hydration looks whether it may go on.
 const YIELD: Duration = Duration::from_millis(10);
+/// How often a page is looked up again whose object is not where the map says: a few times at once, then while an uploader that
+/// moves its deltas may be at work, for 5 s.
+const STALE_AT_ONCE: u32 = 3;
+const STALE_MOST: u32 = 1000;
+const STALE_PAUSE: Duration = Duration::from_millis(5);
 /// How often a read starts over because pages are taken away under it, before it gives up.
 const TRIES: usize = 1000;
 
@@ -485,8 +490,11 @@ impl CacheFile {
             }
             let Some((departed, (run, stamps))) = fetches.pop() else { return Err(self.restless(missing)) };
             match self.fetch(&run, &stamps) {
-                Err(ReadError::Stale(error)) if stale < 3 => {
+                Err(ReadError::Stale(error)) if stale < STALE_MOST => {
                     stale += 1;
+                    if stale > STALE_AT_ONCE {
+                        std::thread::sleep(STALE_PAUSE);
+                    }
                     // Those who wait look again as well.
                     let _ = departed.land(Ok(()));
                     crate::log::debug!("page {missing}: {error}; looking it up again");

@@ -458,7 +458,11 @@ impl Opening<'_> {
                 for settled in frozen.iter().filter(|envelope| envelope.id.txid <= state.durable_txid()) {
                     self.outbox.remove(settled.id.txid)?;
                 }
-                if is_whole && let Ok(cache) = self.open_cache() {
+                if is_whole
+                    && let Ok(cache) = self.open_cache()
+                    // Those may have moved since, or been sent.
+                    && !cache.map().objects().iter().any(|object| object.generation.is_none())
+                {
                     if !state.clean {
                         cache.recount();
                     }

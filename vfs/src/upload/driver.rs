@@ -321,6 +321,7 @@ impl Database {
         let mut remote = Remote::new(self, self.change_state(|state| state.durable())?, deadline);
         let mut answer = Answer::Start;
         let mut pause = PAUSE;
+        let mut moved = None;
         loop {
             let unanswered = answer == Answer::Unknown;
             let written = remote.written;
@@ -334,6 +335,9 @@ impl Database {
             })?;
             match step {
                 Step::Done(outcome) => {
+                    if let Some((from, to)) = moved {
+                        self.move_unsent(from, to)?;
+                    }
                     if let Some((id, generation)) = remote.sealed {
                         self.remember_seal(id, generation, &remote.seal);
                     }
@@ -350,6 +354,9 @@ impl Database {
                         pause = PAUSE_MOST.min(pause * 2);
                     } else {
                         pause = PAUSE;
+                    }
+                    if let Request::Refreeze(to) = request {
+                        moved = self.outbox.list()?.first().map(|oldest| (oldest.id.txid, to));
                     }
                     answer = remote.execute(request)?;
                     if answer == Answer::Unknown {

@@ -18,6 +18,7 @@ use crate::outbox::Envelope;
 use crate::page::TxId;
 use crate::protocol::ObjectId;
 use crate::replica::chain::{self, Chain};
+use crate::replica::index_fetch::ObjectIndex;
 use crate::replica::names::ObjectName;
 use crate::runtime;
 use crate::store::Generation;
@@ -52,6 +53,31 @@ impl Database {
         self.cache.map().uploaded(&ObjectName::delta(id.txid), generation);
         self.note_appended(id);
         self.outbox.remove(id.txid)
+    }
+
+    /// What the bucket turned out to have when the lease was taken: a process was killed after its upload.
+    pub(super) fn remember_settled(&self) -> Result<()> {
+        let durable = self.shared.durable();
+        for settled in self.outbox.list()?.iter().filter(|envelope| envelope.id.txid <= durable) {
+            self.remember_uploaded(settled.id)?;
+        }
+        Ok(())
+    }
+
+    /// The unsent deltas from `from` on are those from `to` on now, behind seals: so are those that the page map was built with. Until
+    /// then it names files that are gone, and whoever reads such a page looks it up again. Under the upload lane.
+    pub(super) fn move_unsent(&self, from: TxId, to: TxId) -> Result<()> {
+        let map = self.cache.map();
+        let Some(built_with) = (map.txid().0 + 1).checked_sub(from.0).filter(|&deltas| deltas > 0) else {
+            return Ok(());
+        };
+        let mut indexes = self.read_indexes(self.chain_to(TxId(to.0 - 1))?)?;
+        for unsent in self.outbox.list()?.iter().filter(|unsent| unsent.id.txid.0 < to.0 + built_with) {
+            let bytes = self.outbox.read(&unsent.id)?;
+            let name = ObjectName::delta(unsent.id.txid);
+            indexes.push(ObjectIndex::decode(name, None, unsent.id.size, &bytes, &bytes)?);
+        }
+        map.rebuild(&indexes)
     }
 
     /// A seal of this host's is in the log: it changes no page. What is not remembered is looked up in the bucket.
@@ -179,7 +205,7 @@ impl Database {
         })
     }
 
-    pub(crate) fn read_indexes(&self, chain: Chain) -> Result<Vec<crate::replica::index_fetch::ObjectIndex>> {
+    pub(crate) fn read_indexes(&self, chain: Chain) -> Result<Vec<ObjectIndex>> {
         let replica = self.replica.clone();
         let what = format!("reading page indexes of {}", self.replica.place());
         runtime::wait(&what, STORE_WAIT, async move { replica.indexes(&chain).await })?

@@ -129,7 +129,7 @@ impl Database {
                     log::debug!("{}: {} is durable", self.replica.place(), id.txid);
                     self.remember_uploaded(id)?;
                 }
-                Some(Appended::Nothing) => return Ok(()),
+                Some(Appended::Nothing) => return self.remember_settled(),
                 Some(Appended::SteppedOver) => {}
                 Some(Appended::Lapsed) => {
                     // Whoever holds the lease lane just now renews as well.
