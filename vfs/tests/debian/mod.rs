@@ -116,6 +116,8 @@ pub fn load() {
         // The places of the routines that the extension uses, as sqlite3ext.h numbers them.
         let mut routines = vec![ptr::null::<c_void>(); 279];
         for (slot, name) in [
+            (16, "close"),
+            (55, "exec"),
             (58, "free"),
             (67, "libversion_number"),
             (69, "mprintf"),
@@ -124,6 +126,7 @@ pub fn load() {
             (101, "user_data"),
             (109, "value_text"),
             (127, "file_control"),
+            (135, "open_v2"),
             (141, "vfs_find"),
             (142, "vfs_register"),
             (144, "threadsafe"),
