@@ -63,7 +63,7 @@ fn files(host: &Host) -> Vec<String> {
 #[test]
 fn every_point_opens_as_litestream_restores_it() {
     let bed = Bed::new();
-    let (host, mut session) = with_history(&bed, "durability=commit", 90);
+    let (host, mut session) = with_history(&bed, "flush_interval=0", 90);
     let points = history(&mut session);
     assert_eq!(points.len(), 92, "the first page, the table, and each row");
     let mut rng = fastrand::Rng::with_seed(3);

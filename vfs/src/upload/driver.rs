@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{STORE_WAIT, metadata, now_ms};
+use super::{STORE_WAIT, now_ms};
 use crate::database::Database;
 use crate::delta::{EncodeError, Encoder, Header};
 use crate::error::{Error, ErrorKind, Result};
+use crate::history::listing::metadata;
 use crate::local::shared::{BootTime, Shared};
 use crate::local::state::State;
 use crate::log;

@@ -19,12 +19,10 @@ mod lease;
 mod map;
 pub(crate) mod pump;
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::capture::frames::HeldHeader;
 use crate::capture::index::Committed;
@@ -195,14 +193,6 @@ impl Database {
 
 /// How long one operation of the store may take in all; the store's own deadline is shorter.
 pub(crate) const STORE_WAIT: Duration = Duration::from_secs(90);
-
-/// The custom metadata of an LTX object: the time that Litestream's restore goes by.
-pub(crate) fn metadata(timestamp_ms: i64) -> BTreeMap<String, String> {
-    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(timestamp_ms) * 1_000_000)
-        .unwrap_or(OffsetDateTime::UNIX_EPOCH);
-    let text = at.format(&Rfc3339).unwrap_or_else(|_| "1970-01-01T00:00:00Z".to_owned());
-    BTreeMap::from([("litestream-timestamp".to_owned(), text)])
-}
 
 /// The time for a delta's header, Unix milliseconds.
 pub(crate) fn now_ms() -> i64 {
