@@ -328,6 +328,7 @@ mod tests {
         let (_dir, db, own) = attached();
         assert!(own.lock_write());
         assert!(!own.lock_write(), "two threads of the engine keep writers out at once");
+        assert!(own.state.lock().holds_write, "the second thread takes it from the first");
         assert!(db.execute_batch("INSERT INTO t VALUES (1)").is_err());
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| own.suspend());
