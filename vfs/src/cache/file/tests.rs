@@ -1,3 +1,5 @@
+//! The cache file against a model: presence, flights, eviction, hydration.
+
 #![allow(clippy::unwrap_used)] // A failure here is a failed test.
 
 use std::cell::Cell;

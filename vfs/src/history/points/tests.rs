@@ -1,3 +1,5 @@
+//! Which states of the past can be opened, and what `at=` means.
+
 #![allow(clippy::unwrap_used)] // A failure here is a failed test.
 use super::*;
 use crate::replica::chain::plan;

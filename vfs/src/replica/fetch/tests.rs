@@ -1,3 +1,5 @@
+//! Fetching pages from objects, also damaged, moved and local ones.
+
 #![allow(clippy::unwrap_used)] // A failure here is a failed test.
 
 use std::os::unix::fs::FileExt;

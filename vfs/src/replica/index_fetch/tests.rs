@@ -1,3 +1,5 @@
+//! Reading page indexes, also of damaged objects.
+
 #![allow(clippy::unwrap_used)] // A failure here is a failed test.
 
 use std::collections::BTreeMap;

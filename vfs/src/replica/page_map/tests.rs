@@ -1,3 +1,5 @@
+//! The page map against a model, and its files when they are damaged.
+
 #![allow(clippy::unwrap_used)] // A failure here is a failed test.
 
 use std::sync::atomic::AtomicBool;

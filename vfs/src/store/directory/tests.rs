@@ -1,3 +1,5 @@
+//! The directory as a bucket: what the other stores have not.
+
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::io::ErrorKind;
