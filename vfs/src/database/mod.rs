@@ -73,7 +73,8 @@ pub(crate) trait WalIndex: Send + Sync {
     /// stood at some moment (copies may disagree: the caller checks).
     fn bytes(&self) -> Option<[u8; 136]>;
 
-    /// Takes the WAL's WRITE lock if it is free now.
+    /// Takes the WAL's WRITE lock if it is free now, and where the WAL was not recovered yet also the lock that says to
+    /// readers that somebody is at it: they wait for as long as their busy handler says, else 10 s and end with SQLITE_PROTOCOL.
     fn lock_write(&self) -> bool;
 
     /// Lets go of the WRITE lock that [`WalIndex::lock_write`] took.
@@ -459,20 +460,13 @@ impl Database {
     }
 
     /// What is committed in a WAL that was left by killed processes, and that nobody has read since: the wal-index is empty. It
-    /// is what recovery will find, as long as that is kept out.
+    /// is what recovery will find. Recovery is not kept out: it would take as long as the WAL is, and SQLite's readers give up on
+    /// WRITE after 10 s. If one came in between, the wal-index is not empty any more, and says what holds now. Only a
+    /// connection that gets EXCLUSIVE could write without that, and it waits for the capture lock.
     fn committed_unrecovered(&self, index: &dyn WalIndex) -> Option<Committed> {
-        if !index.lock_write() {
-            return None;
-        }
-        let committed = match index.bytes() {
-            Some(bytes) if index::is_empty(&bytes) => {
-                capture::committed_in_file(&self.layout).inspect_err(|e| self.note_error(e)).ok().flatten()
-            }
-            Some(bytes) => index::parse(&bytes),
-            None => None,
-        };
-        index.unlock_write();
-        committed
+        let committed = capture::committed_in_file(&self.layout).inspect_err(|e| self.note_error(e)).ok().flatten();
+        let bytes = index.bytes()?;
+        if index::is_empty(&bytes) { committed } else { index::parse(&bytes) }
     }
 
     /// Saves everything committed, so that the WAL may go.
