@@ -592,7 +592,8 @@ impl Database {
             return Ok(());
         }
         let path = self.layout.main().display();
-        let message = format!("{path}: it is open with role=follower, which only reads; to write, open it with role=auto");
+        let message =
+            format!("{path}: it is open with role=follower, which only reads; to write, open it with role=auto");
         Err(Error::new(ErrorKind::Configuration, message)).inspect_err(|e| self.note_error(e))
     }
 

@@ -10,7 +10,7 @@
 //!   acquired beside it; the network is waited for under neither, nor with the database in hand: a close does not wait for
 //!   the bucket.
 //! - **Retries.** A look that failed is repeated after the interval, then after twice that, up to [`BACKOFF_MOST`]. A delta
-//!   that cannot be applied now, because a local connection holds the WRITE lock, is tried again soon.
+//!   that cannot be applied now, because a local connection holds the WRITE lock, is tried again soon, then less so.
 //! - **Stop.** [`Follower::stop`] waits for what is being done to the local files, and nothing is done after it.
 //! - **Crash.** Each delta is in the WAL whole or not at all (`apply/`); what was remembered of it for the page map can be
 //!   looked up again (`map.rs`); a backfill can be repeated (`apply/backfill.rs`).
@@ -26,9 +26,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
+use super::STORE_WAIT;
 use super::driver::{known, now};
 use super::pump::{self, Line, Turn};
-use super::STORE_WAIT;
 use crate::apply::backfill::DatabaseFile;
 use crate::apply::{Checkpoint, Outcome};
 use crate::cache::file::CacheFile;
@@ -70,6 +70,8 @@ const RESTART_PAUSE: Duration = Duration::from_millis(2);
 pub(crate) struct Follower {
     /// Between two looks, at the most; zero: there are none.
     interval: Duration,
+    /// It never writes, so whatever is new comes from others.
+    only_reads: bool,
     of: OnceLock<Weak<Database>>,
     /// One process of the host is enough.
     host: HostMutex<()>,
@@ -82,7 +84,9 @@ pub(crate) struct Follower {
     resting: AtomicBool,
     state: Mutex<Pace>,
     looked: Condvar,
+    /// Looks in a row that failed, and that met somebody who holds a lock.
     failures: AtomicU32,
+    busies: AtomicU32,
 }
 
 #[derive(Debug, Default)]
@@ -115,6 +119,7 @@ impl Follower {
     pub(crate) fn new(role: Role, interval: Duration, host: HostMutex<()>) -> Follower {
         Follower {
             interval: if role == Role::Writer { Duration::ZERO } else { interval },
+            only_reads: role == Role::Follower,
             of: OnceLock::new(),
             host,
             busy: Mutex::new(()),
@@ -124,6 +129,7 @@ impl Follower {
             state: Mutex::default(),
             looked: Condvar::new(),
             failures: AtomicU32::new(0),
+            busies: AtomicU32::new(0),
         }
     }
 
@@ -232,7 +238,8 @@ impl Follower {
         }
         loop {
             let turn = protocol::Turn { now: now(), random: fastrand::u64(1..), answer };
-            let Some(step) = self.with(|database| database.change_state(|state| follow.step(&mut state.protocol, turn)))
+            let Some(step) =
+                self.with(|database| database.change_state(|state| follow.step(&mut state.protocol, turn)))
             else {
                 return Ok(None);
             };
@@ -399,7 +406,11 @@ enum Next {
     /// As of this time the local database is the head.
     Nothing(protocol::BootTime),
     Delta(Fetched, protocol::BootTime),
-    Listed { listing: Vec<Listed>, head: ObjectId, confirmed: protocol::BootTime },
+    Listed {
+        listing: Vec<Listed>,
+        head: ObjectId,
+        confirmed: protocol::BootTime,
+    },
 }
 
 impl Turn for Follower {
@@ -440,8 +451,10 @@ impl Turn for Follower {
         self.looked.notify_all();
         if is_busy {
             self.read.store(true, Ordering::SeqCst);
-            return Some(again);
+            let busies = self.busies.fetch_add(1, Ordering::SeqCst).min(10);
+            return Some(Instant::now() + (BUSY * 2u32.pow(busies)).min(self.interval));
         }
+        self.busies.store(0, Ordering::SeqCst);
         Some(Instant::now() + self.pace())
     }
 }
@@ -469,7 +482,7 @@ impl Database {
             return;
         }
         let is_old = || begun.since(self.shared.log_confirmed()) > follower.interval;
-        if !self.shared.others_write() || follower.failures.load(Ordering::SeqCst) > 0 {
+        if !(follower.only_reads || self.shared.others_write()) || follower.failures.load(Ordering::SeqCst) > 0 {
             return;
         }
         let end = Instant::now() + WAKE_WAIT;
