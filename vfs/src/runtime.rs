@@ -9,7 +9,7 @@
 
 use std::future::Future;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -45,15 +45,35 @@ pub(crate) fn wait<T: Send + 'static>(
     limit: Duration,
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T> {
+    wait_beside(what, limit, limit, &mut || {}, work)
+}
+
+/// The same, with `beside` done by the waiting thread each time that `every` has passed.
+pub(crate) fn wait_beside<T: Send + 'static>(
+    what: &str,
+    limit: Duration,
+    every: Duration,
+    beside: &mut dyn FnMut(),
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T> {
     let (answer, answered) = mpsc::sync_channel(1);
     let task = handle()?.spawn(async move {
         // The receiver is gone only when the caller gave up.
         let _ = answer.send(work.await);
     });
-    answered.recv_timeout(limit).map_err(|_| {
-        task.abort();
-        Error::new(ErrorKind::Unavailable, format!("{what}: no answer within {} ms", limit.as_millis()))
-    })
+    let end = Instant::now() + limit;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        match answered.recv_timeout(left.min(every)) {
+            Ok(answer) => return Ok(answer),
+            Err(mpsc::RecvTimeoutError::Timeout) if Instant::now() < end => beside(),
+            Err(_) => {
+                task.abort();
+                let why = format!("{what}: no answer within {} ms", limit.as_millis());
+                return Err(Error::new(ErrorKind::Unavailable, why));
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -65,6 +85,21 @@ mod tests {
         let outer = Builder::new_current_thread().build().expect("a runtime");
         let got = outer.block_on(async { wait("two", Duration::from_secs(5), async { 2 }) });
         assert_eq!(got.expect("an answer"), 2);
+    }
+
+    #[test]
+    fn work_beside_a_wait_is_done_until_the_answer_comes() {
+        let (answer, wait) = tokio::sync::oneshot::channel();
+        let (mut answer, mut times) = (Some(answer), 0);
+        let mut beside = || {
+            times += 1;
+            if times == 3 {
+                answer.take().expect("a first answer").send(7).expect("a waiter");
+            }
+        };
+        let got = wait_beside("seven", Duration::from_secs(20), Duration::from_millis(1), &mut beside, wait);
+        assert_eq!(got.expect("an answer"), Ok(7));
+        assert!(times >= 3);
     }
 
     #[test]

@@ -156,6 +156,8 @@ pub(crate) struct Database {
     pub(crate) last_error: Mutex<Option<String>>,
     /// A commit whose last header is not in the WAL yet.
     held: Mutex<Option<strict::HeldCommit>>,
+    /// The delta that this process sends now, and since when.
+    pub(crate) sending: Mutex<Option<(ObjectId, Instant)>>,
     /// Who held the lease when it was last refused.
     pub(crate) holder: Mutex<Option<String>>,
     /// When and why the lease could last not be asked for.

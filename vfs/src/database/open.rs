@@ -167,6 +167,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         pending: PendingDeltas::of(opening.layout.dir()),
         epochs: Mutex::default(),
         hydration: Default::default(),
+        sending: Mutex::default(),
         hot: hot_writer::HotWriter::of(hot),
         uploader: HostMutex::new(&lock, LockByte::Upload, ())?,
         lease_lane: HostMutex::new(&lock, LockByte::Lease, ())?,

@@ -86,6 +86,9 @@ impl Database {
             },
             "outbox_deltas": outbox.len(),
             "outbox_bytes": outbox_bytes + self.shared.saved_bytes(),
+            "sending": self.sending.lock().map(|(id, since)| {
+                json!({ "txid": id.txid.to_string(), "bytes": id.size, "ms": since.elapsed().as_millis() as u64 })
+            }),
             "cache_size": self.cache.bounds().map_or(0, |(limit, _)| limit),
             "local_bytes": self.cache.bounds().map_or(0, |(_, used)| used),
             "page_size": self.page_size.bytes(),

@@ -35,11 +35,14 @@ const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MOST: Duration = Duration::from_secs(1);
 /// What a request gets, however near the deadline is.
 const LEAST_WAIT: Duration = Duration::from_millis(200);
+/// How often it is seen to while an upload takes its time that the lease does not end meanwhile.
+const BESIDE: Duration = Duration::from_secs(1);
 /// The slowest upload that is waited for.
 const SLOWEST_BYTES_PER_SECOND: u64 = 256 * 1024;
 
 /// The bucket, as one operation of the protocol talks to it.
 pub(crate) struct Remote<'a> {
+    database: &'a Database,
     replica: &'a Replica,
     outbox: &'a Outbox,
     page_size: PageSize,
@@ -63,6 +66,7 @@ impl<'a> Remote<'a> {
     /// For one operation.
     fn new(database: &'a Database, durable: Option<(ObjectId, Generation)>, deadline: Instant) -> Remote<'a> {
         Remote {
+            database,
             replica: &database.replica,
             outbox: &database.outbox,
             page_size: database.page_size,
@@ -93,9 +97,11 @@ impl<'a> Remote<'a> {
                 let bytes = self.outbox.read(&id)?;
                 let timestamp = self.outbox.envelope(id.txid)?.timestamp_ms;
                 let name = self.replica.ltx(&ObjectName::delta(id.txid));
-                let answer = self.put(name, bytes, metadata(timestamp), Condition::Absent)?;
-                self.note_written(id, &answer);
-                Ok(answer)
+                *self.database.sending.lock() = Some((id, Instant::now()));
+                let answer = self.put(name, bytes, metadata(timestamp), Condition::Absent);
+                *self.database.sending.lock() = None;
+                self.note_written(id, answer.as_ref().unwrap_or(&Answer::Unknown));
+                answer
             }
             Request::GetDelta(txid) => self.get_delta(txid),
             Request::MakeSeal(txid) => self.make_seal(txid),
@@ -166,7 +172,8 @@ impl<'a> Remote<'a> {
         let what = format!("writing {name}");
         let limit = self.limit(body.len());
         let put = async move { store.put(&name, body, &metadata, condition).await };
-        match runtime::wait(&what, limit, put) {
+        let mut renew = || self.database.renew_beside_an_upload();
+        match runtime::wait_beside(&what, limit, BESIDE, &mut renew, put) {
             Ok(Ok(meta)) => {
                 self.note_clock(meta.created);
                 Ok(Answer::Written(meta.generation))

@@ -163,6 +163,25 @@ impl Database {
         Ok(Some(Instant::now() + soon))
     }
 
+    /// While this thread waits for an upload, which takes minutes for a database that was just adopted: keeps the right, so that writers
+    /// go on and no other host takes the lease. Whoever has the lease lane just now sees to it.
+    pub(super) fn renew_beside_an_upload(&self) {
+        let renew = || {
+            if self.shared.right() == BootTime::default() {
+                return Ok(());
+            }
+            let Some(_lease) = self.lease_lane.try_lock()? else { return Ok(()) };
+            if self.change_state(|state| state.protocol.renewal_due(now()))? {
+                // A lost lease shows in the state; the append finds out what follows from it.
+                self.drive(Renew::default(), Instant::now() + self.request_timeout())?;
+            }
+            Ok::<_, Error>(())
+        };
+        if let Err(e) = renew() {
+            self.note_error(&e);
+        }
+    }
+
     /// Gives the lease back before the process ends, if it is held; somebody who is just writing is waited for.
     pub(crate) fn give_back_now(&self, deadline: Instant) -> Result<()> {
         while self.shared.right() != BootTime::default() && Instant::now() < deadline {
