@@ -521,7 +521,7 @@ impl CacheFile {
     pub(crate) fn fill_ahead(
         &self,
         at: Pgno,
-        under_way: &mut VecDeque<Arc<Flight>>,
+        under_way: &mut VecDeque<(Pgno, Arc<Flight>)>,
         stop: &AtomicBool,
     ) -> Result<Batch> {
         let presence = &self.pages.presence;
@@ -543,7 +543,6 @@ impl CacheFile {
             std::thread::sleep(YIELD);
         }
         let until = Pgno(first.0.saturating_add(batch));
-        let before = presence.present();
         let large = ReadAhead { bytes: u64::from(BATCH_BYTES) / 8, ..self.read_ahead };
         let plan = |free: &dyn Fn(Pgno) -> bool| {
             let first = (first.0..until.0.min(total.0 + 1)).map(Pgno).find(|&pgno| pgno != lock_page && free(pgno));
@@ -555,17 +554,19 @@ impl CacheFile {
         let has_begun = !fetches.is_empty();
         let behind = if has_begun { under_way.len().max(fetches.len()) } else { 0 };
         for (flight, (run, stamps)) in fetches {
-            under_way.push_back(flight.watch());
+            under_way.extend(run.pages.first().map(|(first, _)| (*first, flight.watch())));
             self.background.fetch(&self.pages, &self.source, flight, run, stamps);
         }
-        let waits = under_way.len() > behind;
+        let (mut ended, mut came) = (false, false);
         while under_way.len() > behind
-            && let Some(flight) = under_way.pop_front()
+            && let Some((first, flight)) = under_way.pop_front()
         {
             while !flight.ended_within(YIELD) && !stop.load(Ordering::SeqCst) {}
+            ended = true;
+            came |= presence.has(first);
         }
-        let came = presence.present() > before;
-        Ok(if came || has_begun && !waits { Batch::Fetched(Pgno(last.0 + 1)) } else { Batch::Nothing })
+        let goes_on = if ended { came } else { has_begun };
+        Ok(if goes_on { Batch::Fetched(Pgno(last.0 + 1)) } else { Batch::Nothing })
     }
 
     /// Plans the requests for the missing page `first` and those behind it that are free to be fetched, before `until`.
