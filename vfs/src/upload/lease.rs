@@ -108,6 +108,7 @@ impl Database {
                 Some(Acquired::Ready) => {
                     log::info!("{}: this host writes now", self.replica.place());
                     self.shared.note_lease_used(BootTime::now());
+                    self.shared.set_others_write(false);
                     *self.holder.lock() = None;
                     return Ok(());
                 }
@@ -119,6 +120,7 @@ impl Database {
                 Some(Acquired::Busy(holder)) => {
                     *self.holder.lock() = Some(holder.who);
                     self.shared.set_held_elsewhere(BootTime::now().plus(ASK_AGAIN));
+                    self.shared.set_others_write(true);
                     return Err(self.held_elsewhere());
                 }
                 Some(Acquired::Refused(verdict)) => return Err(self.refused(verdict)),
@@ -204,10 +206,13 @@ impl Database {
 
     /// Gives the lease back, with everything settled and no writer about. Under both lanes.
     pub(crate) fn release(&self, deadline: Instant) -> Result<bool> {
+        let asked = BootTime::now();
         match self.drive(Release::default(), deadline)? {
             Some(Released::Done(next)) => {
                 let to = next.map_or_else(String::new, |next| format!(", {} is next", next.who));
                 log::info!("{}: this host gives the lease back{to}", self.replica.place());
+                // Until then nobody else could append.
+                self.shared.set_log_confirmed(asked);
                 Ok(true)
             }
             Some(Released::NotHeld) => Ok(true),
