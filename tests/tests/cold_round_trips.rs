@@ -1,5 +1,6 @@
 //! How many round trips follow one another until a new machine has its first row: open and point query by rowid together, as the
-//! store's own counter has it, through a proxy that holds each request long enough that those at a time overlap.
+//! store's own counter has it, through a proxy that holds each request long enough that those at a time overlap. And how much a
+//! query by rowid at random brings along.
 
 use std::path::Path;
 use std::time::Duration;
@@ -44,6 +45,24 @@ fn first_row(emulator: &Emulator, id: u64) -> (u64, u64) {
     }
 }
 
+/// What an open with an empty disk and a hundred queries by rowid at random take on average: bytes from the bucket, requests.
+fn random_points(emulator: &Emulator, rows: u64) -> (u64, u64) {
+    const POINTS: u64 = 100;
+    let scratch = Scratch::new();
+    let mut random = fastrand::Rng::with_seed(rows);
+    let mut sql = String::new();
+    for _ in 0..POINTS {
+        sql += &format!("SELECT n / 3 - id FROM t WHERE id = {};\n", random.u64(1..=rows));
+    }
+    sql += "SELECT json_extract(gcs_status(), '$.bytes.in') || ' ' || json_extract(gcs_status(), '$.requests.get');\n";
+    let done = shell((&emulator.url(), &emulator.host()), &scratch.join("app.db"), &sql).run();
+    let (points, counts) = done.expect_success().rsplit_once('\n').expect("lines");
+    assert_eq!(points.lines().filter(|line| *line == "0").count() as u64, POINTS);
+    let (bytes, gets) = counts.split_once(' ').expect("two numbers");
+    let per_point = |count: &str| count.parse::<u64>().expect("a number").div_ceil(POINTS);
+    (per_point(bytes), per_point(gets))
+}
+
 #[track_caller]
 fn assert_few(what: &str, (round_trips, gets): (u64, u64)) {
     println!("{what}: {round_trips} round trips, {gets} GETs");
@@ -71,13 +90,15 @@ fn adopted(emulator: &Emulator, folder: &Path, mebibytes: u64) -> u64 {
 
 /// So many commits, each a delta of its own, by a process that then kills itself.
 fn commits(emulator: &Emulator, folder: &Path, from: u64, count: u64) {
-    let mut script = String::from("PRAGMA gcs_durability='commit';\n");
+    // On a busy machine the lease may be late.
+    let mut script = String::from(".timeout 60000\nPRAGMA gcs_durability='commit';\n");
     for id in from..from + count {
         script += &format!("INSERT INTO t VALUES ({id}, {id} * 3, 'new');\n");
     }
-    script += ".system kill -9 $PPID\n";
+    // Written at once, since it does not live to write it later.
+    script += ".system echo all; kill -9 $PPID\n";
     let ended = shell((&emulator.url(), &emulator.host()), &folder.join("app.db"), &script).run();
-    assert!(!ended.succeeded(), "it was killed: {ended}");
+    assert!(!ended.succeeded() && ended.stdout.trim_end().ends_with("all"), "it was killed after all of them: {ended}");
 }
 
 fn of_size(mebibytes: u64, deltas: u64) {
@@ -86,6 +107,14 @@ fn of_size(mebibytes: u64, deltas: u64) {
     let rows = adopted(&emulator, scratch.path(), mebibytes);
     for id in [1, rows / 2] {
         assert_few(&format!("{mebibytes} MB, 1 delta, row {id}"), first_row(&emulator, id));
+    }
+    if mebibytes >= 100 {
+        let (bytes, gets) = random_points(&emulator, rows);
+        println!("{mebibytes} MB, a random point: {bytes} bytes, {gets} GETs");
+        assert!(bytes <= 64 << 10, "{bytes} bytes for a random point");
+        // Each is a page of its own that has to come.
+        assert!(bytes >= 1 << 10, "{bytes} bytes for a random point");
+        assert!(gets <= 2, "{gets} GETs for a random point");
     }
     commits(&emulator, scratch.path(), rows + 1, deltas);
     for id in [1, rows / 2, rows + deltas] {

@@ -154,7 +154,9 @@ fn an_adopted_file_is_read_and_written_while_its_upload_takes_longer_than_the_le
     let started = Instant::now();
     let mut rows = 2000;
     while started.elapsed() < TTL + Duration::from_secs(2) {
+        let began = Instant::now();
         session.sql("INSERT INTO t(b) VALUES ('more')").expect("a write beside the upload");
+        assert!(began.elapsed() < TTL, "it waited for the upload: {:?}", began.elapsed());
         rows += 1;
         assert_eq!(session.number("SELECT count(*) FROM t"), rows);
         // Any pause does that is short beside the lease.
@@ -162,7 +164,6 @@ fn an_adopted_file_is_read_and_written_while_its_upload_takes_longer_than_the_le
     }
     let status = session.status();
     assert_eq!(status["durable_txid"], "0000000000000001", "{status}");
-    assert!(status["sending"]["ms"].as_u64().is_some_and(|ms| ms > 5000), "{status}");
     bed.proxy.heal();
     bed.proxy.release();
     session.sql("PRAGMA gcs_flush").expect("everything is sent");

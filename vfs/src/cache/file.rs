@@ -17,7 +17,7 @@
 //! Left to others: when a delta's pages may enter the map, which pages may be evicted, what is done about an
 //! object that is gone ([`CacheFile::on_moved`]), and whether the cache survives an unclean boot.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
@@ -28,7 +28,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::cache::background::Background;
-use crate::cache::flights::{Flights, Planned, Turn};
+use crate::cache::flights::{Flight, Flights, Planned, Turn};
 use crate::cache::pages::{Pages, Stamps, identity};
 use crate::cache::presence::Presence;
 use crate::cache::room::{Others, Room};
@@ -526,12 +526,18 @@ impl CacheFile {
         }
     }
 
-    /// Fetches what is missing from `at` on, about [`BATCH_BYTES`] of it, in several requests at a time, and waits for them;
-    /// until `stop` at the most. While reads of SQLite's wait for the bucket, it waits for them first.
+    /// Begins to fetch what is missing from `at` on, about [`BATCH_BYTES`] of it, in several requests at a time, behind those that are
+    /// `under_way`; and waits until only one such batch is, or for all where nothing was left to begin. Until `stop` at the most.
+    /// While reads of SQLite's wait for the bucket, it waits for them first.
     ///
     /// # Errors
     /// The map's.
-    pub(crate) fn fill_ahead(&self, at: Pgno, stop: &AtomicBool) -> Result<Batch> {
+    pub(crate) fn fill_ahead(
+        &self,
+        at: Pgno,
+        under_way: &mut VecDeque<(Pgno, Arc<Flight>)>,
+        stop: &AtomicBool,
+    ) -> Result<Batch> {
         let presence = &self.pages.presence;
         let total = presence.pages();
         let lock_page = self.page_size().lock_page();
@@ -551,7 +557,6 @@ impl CacheFile {
             std::thread::sleep(YIELD);
         }
         let until = Pgno(first.0.saturating_add(batch));
-        let before = presence.present();
         let large = ReadAhead { bytes: u64::from(BATCH_BYTES) / 8, ..self.read_ahead };
         let plan = |free: &dyn Fn(Pgno) -> bool| {
             let first = (first.0..until.0.min(total.0 + 1)).map(Pgno).find(|&pgno| pgno != lock_page && free(pgno));
@@ -559,15 +564,23 @@ impl CacheFile {
         };
         let fetches = self.flights.ahead(|pgno| presence.has(pgno), plan)?;
         let last = fetches.last().and_then(|(_, (run, _))| run.pages.last()).map_or(first, |(last, _)| *last);
-        let mut under_way = Vec::new();
+        // So the line is never idle: the next batch is asked for before the last one is here.
+        let has_begun = !fetches.is_empty();
+        let behind = if has_begun { under_way.len().max(fetches.len()) } else { 0 };
         for (flight, (run, stamps)) in fetches {
-            under_way.push(flight.watch());
+            under_way.extend(run.pages.first().map(|(first, _)| (*first, flight.watch())));
             self.background.fetch(&self.pages, &self.source, flight, run, stamps);
         }
-        for flight in under_way {
+        let (mut ended, mut came) = (false, false);
+        while under_way.len() > behind
+            && let Some((first, flight)) = under_way.pop_front()
+        {
             while !flight.ended_within(YIELD) && !stop.load(Ordering::SeqCst) {}
+            ended = true;
+            came |= presence.has(first);
         }
-        Ok(if presence.present() > before { Batch::Fetched(Pgno(last.0 + 1)) } else { Batch::Nothing })
+        let goes_on = if ended { came } else { has_begun };
+        Ok(if goes_on { Batch::Fetched(Pgno(last.0 + 1)) } else { Batch::Nothing })
     }
 
     /// Plans the requests for the missing page `first` and those behind it that are free to be fetched, before `until`.

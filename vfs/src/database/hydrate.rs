@@ -6,6 +6,7 @@
 //! - **Stop.** At the close of the database, and where the bound of the cache leaves no room. The thread is joined.
 //! - **Crash.** A page counts as present only once it is written; the next process goes on with what is missing.
 
+use std::collections::VecDeque;
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -79,12 +80,13 @@ impl Database {
         let say = |state| *self.hydration.state.lock() = Some(state);
         say("running");
         let mut at = crate::page::Pgno::ONE;
+        let mut under_way = VecDeque::new();
         let mut in_vain = 0;
         let outcome = loop {
             if stop.load(Ordering::SeqCst) {
                 break Ok("stopped");
             }
-            match self.cache.fill_ahead(at, stop)? {
+            match self.cache.fill_ahead(at, &mut under_way, stop)? {
                 Batch::Whole => break Ok("done"),
                 Batch::NoRoom => break Ok("full"),
                 Batch::Fetched(next) => (at, in_vain) = (next, 0),
