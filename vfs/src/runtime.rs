@@ -8,8 +8,8 @@
 //! spawned, and the caller waits on an ordinary channel with a deadline.
 
 use std::future::Future;
-use std::sync::mpsc;
-use std::time::Duration;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -45,15 +45,35 @@ pub(crate) fn wait<T: Send + 'static>(
     limit: Duration,
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T> {
+    wait_beside(what, limit, limit, || (), work)
+}
+
+/// The same; `beside` is called each time that `every` has passed meanwhile.
+pub(crate) fn wait_beside<T: Send + 'static>(
+    what: &str,
+    limit: Duration,
+    every: Duration,
+    mut beside: impl FnMut(),
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T> {
     let (answer, answered) = mpsc::sync_channel(1);
     let task = handle()?.spawn(async move {
         // The receiver is gone only when the caller gave up.
         let _ = answer.send(work.await);
     });
-    answered.recv_timeout(limit).map_err(|_| {
-        task.abort();
-        Error::new(ErrorKind::Unavailable, format!("{what}: no answer within {} ms", limit.as_millis()))
-    })
+    let end = Instant::now() + limit;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        match answered.recv_timeout(left.min(every)) {
+            Ok(answer) => return Ok(answer),
+            Err(RecvTimeoutError::Timeout) if left > every => beside(),
+            Err(_) => {
+                task.abort();
+                let late = format!("{what}: no answer within {} ms", limit.as_millis());
+                return Err(Error::new(ErrorKind::Unavailable, late));
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ use crate::local::shared::{BootTime, Shared};
 use crate::local::state::{FORMAT, State, boot_id};
 use crate::local::{Layout, conflict, remove};
 use crate::log;
-use crate::outbox::{Envelope, Outbox};
+use crate::outbox::Outbox;
 use crate::page::{PageCount, PageSize, Pgno, TxId};
 use crate::protocol::restart::{self, Verdict};
 use crate::protocol::{self, Nonce, ObjectId};
@@ -382,7 +382,7 @@ impl Opening<'_> {
         remove(&self.layout.shm())?;
         let mut indexes = indexes;
         for id in &state.protocol.outbox {
-            indexes.push(self.local_index(&self.outbox.envelope(id.txid)?)?);
+            indexes.push(self.outbox.index(id)?);
         }
         let hot_pages = if state.protocol.outbox.is_empty() { hot_pages } else { Vec::new() };
         PendingDeltas::of(self.layout.dir()).clear()?;
@@ -697,11 +697,6 @@ impl Opening<'_> {
         let (replica, chain) = (self.replica.clone(), chain.clone());
         let what = format!("reading the page indexes of {}", self.replica.place());
         runtime::wait(&what, OPEN_WAIT, async move { replica.indexes(&chain).await })?
-    }
-
-    pub(super) fn local_index(&self, envelope: &Envelope) -> Result<ObjectIndex> {
-        let bytes = self.outbox.read(&envelope.id)?;
-        ObjectIndex::decode(ObjectName::delta(envelope.id.txid), None, envelope.id.size, &bytes, &bytes)
     }
 }
 

@@ -161,6 +161,20 @@ impl Database {
         Ok(Some(Instant::now() + soon))
     }
 
+    /// Renews the lease if that is due, while a long upload is under way: its end counts only if the right stands then. Who holds the
+    /// lease lane just now sees to it as well.
+    pub(super) fn keep_lease(&self) {
+        let renew = || match self.lease_lane.try_lock()? {
+            Some(_lane) if self.change_state(|state| state.protocol.renewal_due(now()))? => {
+                self.drive(Renew::default(), Instant::now() + self.request_timeout()).map(drop)
+            }
+            _ => Ok(()),
+        };
+        if let Err(e) = renew() {
+            log::debug!("{}: keeping the lease: {e}", self.replica.place());
+        }
+    }
+
     /// Gives the lease back before the process ends, if it is held; somebody who is just writing is waited for.
     pub(crate) fn give_back_now(&self, deadline: Instant) -> Result<()> {
         while self.shared.right() != BootTime::default() && Instant::now() < deadline {
