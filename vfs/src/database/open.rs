@@ -708,7 +708,7 @@ pub(super) fn replica_of(config: &Config, path: &Path) -> Result<Replica> {
     })?;
     let url: BucketUrl = config.bucket.parse()?;
     url.join(name)?;
-    Ok(Replica::new(store::open(&url, store_config(config)), name))
+    Ok(Replica::new(store::open_shared(&url, store_config(config)), name))
 }
 
 /// An attempt has the request timeout; failures are repeated for twice as long.

@@ -280,6 +280,15 @@ pub fn open(url: &BucketUrl, config: Config) -> SharedStore {
     }
 }
 
+/// The same with connections and credentials that all stores of this process share which are made so and go to the same bucket: their
+/// number does not grow with that of the databases. For use on the process's one runtime.
+pub(crate) fn open_shared(url: &BucketUrl, config: Config) -> SharedStore {
+    match url.bucket() {
+        url::Bucket::Directory(_) => open(url, config),
+        url::Bucket::Cloud(name) => Arc::new(cloud::CloudStore::sharing(name, url, config)),
+    }
+}
+
 /// What a body that cannot be read means: nothing was sent.
 fn unreadable(name: &str, error: &std::io::Error) -> StoreError {
     StoreError::Unavailable { name: name.to_owned(), why: format!("reading what is to be sent: {error}") }

@@ -12,9 +12,10 @@ mod attempt;
 mod json;
 mod upload;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -23,6 +24,7 @@ use google_cloud_gax::retry_policy::NeverRetry;
 use google_cloud_storage::client::Storage;
 use google_cloud_storage::model_ext::ReadRange;
 use google_cloud_storage::read_resume_policy::NeverResume;
+use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
@@ -30,6 +32,7 @@ use super::{
     BucketTime, BucketUrl, Condition, Config, Entry, FileBody, Generation, Meta, Object, Store, StoreError, Traffic,
     check_name, clip,
 };
+use crate::per_process::PerProcess;
 use attempt::{Attempt, Kind, retry};
 use json::Json;
 use upload::Body;
@@ -40,9 +43,14 @@ pub struct CloudStore {
     bucket: String,
     url: BucketUrl,
     config: Config,
-    clients: OnceCell<Clients>,
+    clients: Arc<OnceCell<Clients>>,
     traffic: Traffic,
 }
+
+/// The clients that are in use, by endpoint and bucket.
+type SharedClients = Mutex<HashMap<(Option<String>, String), Weak<OnceCell<Clients>>>>;
+
+static SHARED: PerProcess<SharedClients> = PerProcess::new();
 
 #[derive(Debug)]
 struct Clients {
@@ -55,7 +63,21 @@ struct Clients {
 impl CloudStore {
     /// The store of this place in this bucket.
     pub fn new(bucket: &str, url: &BucketUrl, config: Config) -> CloudStore {
-        let (clients, traffic) = (OnceCell::new(), Traffic::default());
+        CloudStore::with(Arc::default(), bucket, url, config)
+    }
+
+    /// The same with the clients that the others of this process have.
+    pub fn sharing(bucket: &str, url: &BucketUrl, config: Config) -> CloudStore {
+        let mut shared = SHARED.here().lock();
+        shared.retain(|_, clients| clients.strong_count() > 0);
+        let known = shared.entry((config.endpoint.clone(), bucket.to_owned())).or_default();
+        let clients = known.upgrade().unwrap_or_default();
+        *known = Arc::downgrade(&clients);
+        CloudStore::with(clients, bucket, url, config)
+    }
+
+    fn with(clients: Arc<OnceCell<Clients>>, bucket: &str, url: &BucketUrl, config: Config) -> CloudStore {
+        let traffic = Traffic::default();
         CloudStore { bucket: bucket.to_owned(), url: url.clone(), config, clients, traffic }
     }
 
