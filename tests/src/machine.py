@@ -87,6 +87,12 @@ class Host:
             thread.join()
         return {"done": True, "seconds": time.monotonic() - began}
 
+    # All pages as SQLite reads them, into a file.
+    def do_pages(self, db, file):
+        with open(file, "wb") as out:
+            out.write(self.open[db].serialize())
+        return {}
+
     def do_exit(self, code):
         os._exit(code)
 

@@ -6,37 +6,17 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rusqlite::Connection;
 use serde_json::Value;
 use sqlite_gcs_tests::bed::Bed;
+use sqlite_gcs_tests::content::content;
 use sqlite_gcs_tests::judge::Logged;
-use sqlite_gcs_tests::litestream::{self, Point};
+use sqlite_gcs_tests::litestream::Point;
 use sqlite_gcs_tests::machine::Session;
 use sqlite_gcs_tests::poll;
 use sqlite_gcs_tests::proxy::{Class, Fault, Request};
-use sqlite_gcs_tests::shell::Scratch;
 
 const HOURS: Duration = Duration::from_secs(3 * 3600);
 const ROWS: u32 = 300;
-
-/// All of the table, as one text.
-const CONTENT: &str = "SELECT group_concat(id || '=' || text, ';') FROM (SELECT * FROM t ORDER BY id)";
-
-fn content(session: &mut Session) -> String {
-    session.sql(CONTENT).unwrap()[0][0].as_str().unwrap_or_default().to_owned()
-}
-
-/// The same, as Litestream restores it.
-fn restored(bed: &Bed, point: Point<'_>) -> String {
-    let scratch = Scratch::new();
-    let file = scratch.join("restored.db");
-    litestream::restore_into(&format!("{}/app.db", bed.emulator.url()), Some(&bed.emulator.host()), point, &file)
-        .unwrap();
-    let db = Connection::open(&file).unwrap();
-    let check: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
-    assert_eq!(check, "ok");
-    db.query_row(CONTENT, [], |row| row.get::<_, Option<String>>(0)).unwrap().unwrap_or_default()
-}
 
 /// One transaction that changes a random row, as one object of the log.
 fn commit(session: &mut Session, rng: &mut fastrand::Rng) {
@@ -104,7 +84,7 @@ fn a_long_history_stays_small_and_every_copy_agrees() {
             commit(&mut session, &mut rng);
         }
         let now = content(&mut session);
-        assert_eq!(restored(&bed, Point::Newest), now, "round {round}");
+        assert_eq!(bed.restored(Point::Newest), now, "round {round}");
         let mut reader = bed.host("reader", settings).open();
         assert_eq!(content(&mut reader), now, "a cold open");
         assert_eq!(reader.quit(), Some(0));
@@ -121,7 +101,7 @@ fn a_long_history_stays_small_and_every_copy_agrees() {
     assert!(log.iter().any(|object| object.level == 9), "a snapshot");
     let status = session.status();
     assert_eq!(status["last_error"], Value::Null);
-    assert_eq!(restored(&bed, Point::Newest), content(&mut session));
+    assert_eq!(bed.restored(Point::Newest), content(&mut session));
     assert_eq!(session.quit(), Some(0));
 }
 
@@ -193,11 +173,11 @@ fn a_kill_at_any_request_of_the_history_leaves_a_whole_replica() {
         assert!(bed.proxy.wait_for_stalled(n), "{n} met no request of the history");
         session.kill();
         bed.proxy.heal();
-        assert_eq!(restored(&bed, Point::Newest), now, "killed at {n}");
+        assert_eq!(bed.restored(Point::Newest), now, "killed at {n}");
         bed.judge.log();
         // What was held may still arrive.
         bed.proxy.release();
-        assert_eq!(restored(&bed, Point::Newest), now, "killed at {n}, and late");
+        assert_eq!(bed.restored(Point::Newest), now, "killed at {n}, and late");
         bed.judge.log();
     }
     let mut session = begin(&bed, "b", settings);

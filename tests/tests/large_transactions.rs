@@ -60,9 +60,9 @@ fn one_large_transaction(host: &Host, mebibytes: u64) -> u64 {
 #[test]
 fn a_large_transaction_takes_little_memory_and_is_one_object() {
     let host = Host::new();
-    one_large_transaction(&host, 300);
+    one_large_transaction(&host, 160);
     let restored = host.restored("app.db");
-    assert!(restored.len() > 300 << 20);
+    assert!(restored.len() > 160 << 20);
     let rows = |db: &rusqlite::Connection| {
         db.query_row("SELECT count(*), sum(length(noise)) FROM big", [], |row| {
             Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
@@ -71,7 +71,7 @@ fn a_large_transaction_takes_little_memory_and_is_one_object() {
     let path = host.path("restored");
     std::fs::write(&path, restored).unwrap();
     let restored = rusqlite::Connection::open(&path).unwrap();
-    assert_eq!(rows(&restored), Ok((300, 300 << 20)));
+    assert_eq!(rows(&restored), Ok((160, 160 << 20)));
     assert_eq!(restored.query_row("PRAGMA quick_check", [], |row| row.get(0)), Ok("ok".to_owned()));
 }
 
