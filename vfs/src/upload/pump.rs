@@ -207,6 +207,32 @@ mod tests {
         (Arc::new(Counted { turns: send, left: Mutex::new(turns) }), receive)
     }
 
+    /// Always has more to send.
+    struct Greedy;
+
+    impl Turn for Greedy {
+        fn turn(&self) -> Option<Instant> {
+            std::thread::yield_now();
+            Some(Instant::now())
+        }
+    }
+
+    #[test]
+    fn who_always_has_more_to_send_keeps_nobody_waiting() {
+        // More of them than threads.
+        let greedy: Vec<_> = (0..3 * Line::History.threads()).map(|_| Arc::new(Greedy) as Arc<dyn Turn>).collect();
+        for owner in &greedy {
+            call_in(Line::History, owner, Instant::now()).expect("a thread");
+        }
+        for _ in 0..20 {
+            let (owner, turns) = counted(1);
+            call_in(Line::History, &owner, Instant::now()).expect("a thread");
+            assert_eq!(turns.recv_timeout(Duration::from_secs(10)), Ok(0), "its turn came");
+            forget(&owner);
+        }
+        greedy.iter().for_each(forget);
+    }
+
     #[test]
     fn every_database_gets_its_turns_and_then_rests() {
         let many: Vec<_> = (0..50).map(|_| counted(3)).collect();
