@@ -65,11 +65,9 @@ test: setup fmt lint doc loadable ## Everything that must hold before a change l
 	@$(MAKE) --no-print-directory demo PROFILE=dev DEMO_ONCE=1 WITH='$(others)'
 	@$(MAKE) --no-print-directory packages deploy PROFILE=dev
 	@for example in python node django; do examples/drive.py $$example --install; done
-	@export SQLITE_GCS_TEST_EXTENSION=$(TARGET)/debug/libsqlite_gcs.so; status=0; \
+	@export SQLITE_GCS_TEST_EXTENSION=$(TARGET)/debug/libsqlite_gcs.so; \
 	export SQLITE_GCS_TEST_PACKAGES=$(TARGET)/debug/packages SQLITE_GCS_TEST_GUESTBOOK=$(TARGET)/debug/guestbook; \
-	cargo test $(CARGO_FLAGS) $(others) --no-fail-fast 2>&1 | tee $(TARGET)/test.log || status=$$?; \
-	tests/summary $(TARGET)/test.log; \
-	exit $$status
+	CARGO_TARGET_DIR=$(TARGET) tests/run $(CARGO_FLAGS) $(others)
 
 setup: ## Fetches what tests, packages and benchmarks need: fake-gcs-server, litestream, zig; Debian's sqlite3, python3, chromium
 	@tests/setup
@@ -99,10 +97,8 @@ unit: ## The tests that need nothing but Rust
 
 soak: setup loadable ## The long checks: a minute of fuzzing (needs a C++ compiler), and what the tests mark as ignored
 	fuzz/run 60
-	@export SQLITE_GCS_TEST_EXTENSION=$(TARGET)/debug/libsqlite_gcs.so; status=0; \
-	cargo test $(CARGO_FLAGS) $(others) --no-fail-fast -- --ignored 2>&1 | tee $(TARGET)/soak.log || status=$$?; \
-	tests/summary $(TARGET)/soak.log; \
-	exit $$status
+	@export SQLITE_GCS_TEST_EXTENSION=$(TARGET)/debug/libsqlite_gcs.so; \
+	CARGO_TARGET_DIR=$(TARGET) tests/run --at-once 1 $(CARGO_FLAGS) $(others) -- --ignored
 
 bench: setup ## Measures beside plain SQLite and Litestream; table on the terminal, charts in target/bench
 	@tests/setup bench

@@ -191,7 +191,7 @@ fn build(bench: &Bench, file: &Path, mebibytes: u64) -> Result<i64, Failure> {
     drop(insert);
     db.execute_batch("COMMIT")?;
     db.close().map_err(|(_, e)| e)?;
-    let uri = format!("file:{}?vfs=gcs", file.display());
+    let uri = format!("file:{}?vfs=gcs&commit_timeout=10min", file.display());
     bench.worker("cold-adopt", &uri, rows).run().expect_success();
     Ok(rows)
 }

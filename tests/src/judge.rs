@@ -55,6 +55,12 @@ impl Judge {
         }
     }
 
+    /// Whether the delta of a TXID is there.
+    pub fn has_delta(&self, txid: u64) -> bool {
+        let name = format!("app.db/ltx/0/{txid:016x}-{txid:016x}.ltx");
+        self.runtime.block_on(self.store.list(&name, None)).expect("a listing").len() == 1
+    }
+
     /// The log, every object checked to be whole and to hold what its name says, and without a gap from 1 on.
     #[track_caller]
     pub fn log(&self) -> Vec<Logged> {

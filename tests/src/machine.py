@@ -93,6 +93,49 @@ class Host:
             out.write(self.open[db].serialize())
         return {}
 
+    # Transactions of one connection, each of which keeps what `do_watch` checks. Returns [k, when it was committed] of each.
+    def do_change(self, db, seconds, pause, rows, bytes):
+        db, commits = self.open[db], []
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            db.execute("BEGIN IMMEDIATE")
+            k = db.execute("UPDATE state SET k = k + 1 RETURNING k").fetchall()[0][0]
+            db.execute("UPDATE t SET n = n + ?1, b = randomblob(?2 + ?1 % 50) WHERE id % ?3 = ?1 % ?3", (k, bytes, rows))
+            db.execute("INSERT INTO t(n, b) VALUES (?1, randomblob(300))", (k,))
+            db.execute("DELETE FROM t WHERE id IN (SELECT id FROM t ORDER BY id LIMIT ?1 % 3)", (k,))
+            db.execute("UPDATE state SET (total, bytes) = (SELECT sum(n), sum(length(b)) FROM t)")
+            db.execute("COMMIT")
+            commits.append([k, time.monotonic()])
+            time.sleep(pause * (k % 5) / 2)
+        return {"commits": commits}
+
+    # Reads all of it, again and again, each time in one transaction. Returns [k, when it was first seen] in the order of the reads,
+    # how many there were, the longest of them, and what was wrong.
+    def do_watch(self, db, seconds):
+        db, seen, wrong, reads, slowest = self.open[db], [], [], 0, 0
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            began = time.monotonic()
+            try:
+                db.execute("BEGIN")
+                k, total, bytes = db.execute("SELECT k, total, bytes FROM state").fetchall()[0]
+                sums = db.execute("SELECT sum(n), sum(length(b)) FROM t").fetchall()[0]
+                again = db.execute("SELECT k FROM state").fetchall()[0][0]
+                db.execute("COMMIT")
+            except Exception as error:
+                wrong.append(str(error))
+                break
+            now = time.monotonic()
+            reads, slowest = reads + 1, max(slowest, now - began)
+            if (total, bytes) != sums or again != k:
+                wrong.append(f"state {k} is mixed with another: {total} {bytes} {sums} {again}")
+            if not seen or seen[-1][0] != k:
+                if seen and seen[-1][0] > k:
+                    wrong.append(f"{k} after {seen[-1][0]}")
+                seen.append([k, now])
+            time.sleep(0.002)
+        return {"seen": seen, "reads": reads, "slowest_ms": slowest * 1000, "wrong": wrong}
+
     def do_exit(self, code):
         os._exit(code)
 

@@ -134,9 +134,9 @@ fn rounds(rounds: usize, budget: Duration) -> usize {
 #[test]
 fn two_hundred_kills_lose_nothing_that_was_acknowledged_and_never_leave_a_state_that_was_not() {
     // As many as a slow machine manages; `make soak` makes the rest.
-    let done = rounds(200, Duration::from_secs(90));
+    let done = rounds(200, Duration::from_secs(900));
     println!("{done} rounds");
-    assert!(done > 12, "only {done} rounds: not one look at everything");
+    assert_eq!(done, 200);
 }
 
 #[test]

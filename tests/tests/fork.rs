@@ -5,7 +5,7 @@
 use sqlite_gcs_tests::host::{Host, difference, one, pages, wait_until};
 use sqlite_gcs_tests::peer::Peer;
 
-/// `forked(f)` runs `f` in a child and returns how it ended, killing it after 40 s.
+/// `forked(f)` runs `f` in a child, which `ended(pid)` waits for, 40 s at most; it returns the status, or what went wrong.
 const FORKED: &str = r#"
 import signal
 def forked(f):
@@ -16,13 +16,16 @@ def forked(f):
             f()
             code = 0
         except BaseException as error:
-            print('in the child:', repr(error), file=sys.stderr, flush=True)
+            with open(f'{_path}/error{os.getpid()}', 'w') as file:
+                print(repr(error), getattr(error, 'sqlite_errorname', ''), file=file)
         finally:
             os._exit(code)
     return pid
 def ended(pid):
     for _ in range(40000):
         done, status = os.waitpid(pid, os.WNOHANG)
+        if status == 99 << 8:
+            return open(f'{_path}/error{pid}').read()
         if done:
             return status
         time.sleep(0.001)

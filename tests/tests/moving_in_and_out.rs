@@ -4,11 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
+use sqlite_gcs_tests::bed::Bed;
 use sqlite_gcs_tests::host::{Host, difference, one, pages, wait_until};
 use sqlite_gcs_tests::litestream::{self, Sidecar};
+use sqlite_gcs_tests::proxy::{Class, Fault};
 use sqlite_gcs_tests::shell::{Finished, Program};
 
 const NAME: &str = "app.db";
@@ -130,6 +132,44 @@ fn an_adopted_file_is_uploaded_even_if_nothing_is_written() {
     let live = pages(&mut db);
     drop(db);
     assert_eq!(difference(&host.restored(NAME), &live), None);
+}
+
+#[test]
+fn an_adopted_file_is_read_and_written_while_its_upload_takes_longer_than_the_lease() {
+    const TTL: Duration = Duration::from_secs(5);
+    let bed = Bed::new();
+    let host = bed.host("a", "lease_ttl=5s");
+    std::fs::create_dir_all(host.file().parent().expect("a folder")).expect("a folder");
+    plain(&host.file(), "PRAGMA page_size=4096").close().expect("a close");
+    bed.proxy.rule(|request| {
+        let is_adopted = request.class == Class::Put && request.path.contains("0000000000000002-0000000000000002");
+        is_adopted.then_some(Fault::Stall)
+    });
+    let mut session = host.open();
+    assert!(bed.proxy.wait_for_stalled(1));
+    let sending = session.status()["sending"].clone();
+    // The first object of a log is a seal.
+    assert_eq!(sending["txid"], "0000000000000002");
+    assert!(sending["bytes"].as_u64().is_some_and(|bytes| bytes > 10_000), "{sending}");
+    let started = Instant::now();
+    let mut rows = 2000;
+    while started.elapsed() < TTL + Duration::from_secs(2) {
+        session.sql("INSERT INTO t(b) VALUES ('more')").expect("a write beside the upload");
+        rows += 1;
+        assert_eq!(session.number("SELECT count(*) FROM t"), rows);
+        // Any pause does that is short beside the lease.
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let status = session.status();
+    assert_eq!(status["durable_txid"], "0000000000000001", "{status}");
+    assert!(status["sending"]["ms"].as_u64().is_some_and(|ms| ms > 5000), "{status}");
+    bed.proxy.heal();
+    bed.proxy.release();
+    session.sql("PRAGMA gcs_flush").expect("everything is sent");
+    assert_eq!(session.status()["sending"], serde_json::Value::Null);
+    assert_eq!(session.quit(), Some(0));
+    host.lose_disk();
+    assert_eq!(host.open().number("SELECT count(*) FROM t"), rows);
 }
 
 #[test]

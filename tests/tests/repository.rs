@@ -1,5 +1,6 @@
 //! Rules of the work tree that no compiler checks: licences of what is linked, and where things may stand.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -82,6 +83,25 @@ fn every_dependency_has_an_accepted_licence_and_comes_from_the_registry() {
         }
     }
     assert!(refused.is_empty(), "{refused:#?}");
+}
+
+/// What a build compiles: each crate with its features.
+fn compiled(selection: &[&str]) -> BTreeSet<String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let tree = ["tree", "--offline", "--locked", "--edges", "normal,build", "--prefix", "none", "--format", "{p}|{f}"];
+    let listed = Program::new(cargo).args(tree).args(selection.iter().copied()).directory(workspace()).run();
+    listed.expect_success().lines().map(|line| line.trim_end_matches(" (*)").to_owned()).collect()
+}
+
+#[test]
+fn the_extension_and_the_rest_are_built_from_the_same_compiled_crates() {
+    let rest = compiled(&["--workspace", "--exclude", "sqlite-gcs-loadable"]);
+    for package in ["sqlite-gcs-loadable", "guestbook"] {
+        let alone = compiled(&["--package", package]);
+        assert!(alone.len() > 50, "cargo named only {} crates", alone.len());
+        let twice: Vec<_> = alone.difference(&rest).filter(|name| !name.contains("sqlite-gcs")).collect();
+        assert!(twice.is_empty(), "{package} has these compiled with other features, which takes minutes: {twice:#?}");
+    }
 }
 
 fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {

@@ -14,10 +14,12 @@
 //! | `cache_size` | size, 1 MB or more | a quarter of the memory limit on tmpfs, half of the free disk elsewhere | no bound |
 //! | `hydrate` | `off`, `background` or `now` (the open waits) | `off` | - |
 //! | `page_size` | bytes, of a new database | `4096` | refused |
+//! | `poll_interval` | duration, to 10 min: how old what a follower shows may be, at the most | `1s` | what others write is not looked for |
 //! | `lease_ttl` | duration, 5 s to 10 min | `40s` | refused |
 //! | `request_timeout` | duration, 100 ms to 10 min: how long a request may go without an answer before it is made again, and how long a writer waits for the lease | `10s` | refused |
 //! | `commit_timeout` | duration, 100 ms to 1 h: how long a COMMIT (`commit`, `strict`), `gcs_flush` and a close wait for the bucket | `30s` | refused |
 //! | `probe` | `auto`, `on` or `off`: whether the first write of a process checks that the bucket honours conditions; `auto`: unless it is the real Cloud Storage, or a directory | `auto` | - |
+//! | `role` | `auto`: writes, and follows while somebody else may write; `writer`: does not follow; `follower`: does not write | `auto` | - |
 //! | `retention` | duration: up to which age states can be opened | `24h` | the newest state, and what the 10 minutes before a delete keep |
 //! | `sigterm` | `flush` or `ignore` | `ignore` | - |
 //!
@@ -71,6 +73,17 @@ pub enum Hydrate {
     Now,
 }
 
+/// What a host does with a database.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Writes when it is its turn, and follows whoever else writes.
+    Auto,
+    /// Writes when it is its turn, and does not look what others write before that.
+    Writer,
+    /// Only reads, and follows whoever writes.
+    Follower,
+}
+
 /// The settings of one database.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
@@ -91,6 +104,10 @@ pub struct Config {
     pub hydrate: Hydrate,
     /// Page size of a database that does not exist yet.
     pub page_size: PageSize,
+    /// How often the log is looked at for what others write, at the least, while somebody reads; zero: never.
+    pub poll_interval: Duration,
+    /// Whether this host writes, follows, or both.
+    pub role: Role,
     /// How long the right to append lasts without being renewed.
     pub lease_ttl: Duration,
     /// How long a request may go without an answer before it is made again.
@@ -114,7 +131,7 @@ pub(crate) const LEAST_BUDGET: u64 = 200_000;
 pub(crate) const DEFAULT_BUDGET: u64 = 1_000_000;
 
 /// The names that a URI may carry, as an error message lists them.
-const NAMES: &str = "at, bucket, cache_size, class_a_budget, commit_timeout, durability, flush_interval, hydrate, lease_ttl, page_size, probe, request_timeout, retention, sigterm";
+const NAMES: &str = "at, bucket, cache_size, class_a_budget, commit_timeout, durability, flush_interval, hydrate, lease_ttl, page_size, poll_interval, probe, request_timeout, retention, role, sigterm";
 
 impl Config {
     /// Parses the parameters of a URI over the values of the environment (`env` looks up one variable).
@@ -192,6 +209,18 @@ impl Config {
         };
         let request_timeout = within("request_timeout", 10, 600, "100ms to 10m")?;
         let commit_timeout = within("commit_timeout", 30, 3600, "100ms to 1h")?;
+        let poll_interval = match duration("poll_interval", value("poll_interval"), Duration::from_secs(1))? {
+            time if time > Duration::from_secs(600) => {
+                return Err(refuse(format!("poll_interval is {time:?}; accepted is 0 to 10m")));
+            }
+            time => time,
+        };
+        let role = match value("role").as_deref() {
+            None | Some("auto") => Role::Auto,
+            Some("writer") => Role::Writer,
+            Some("follower") => Role::Follower,
+            Some(text) => return Err(refuse_value("role", text, "auto, writer or follower")),
+        };
         let probe = match value("probe").as_deref() {
             None | Some("auto") => None,
             Some("on") => Some(true),
@@ -215,6 +244,8 @@ impl Config {
             flush_interval,
             class_a_budget,
             page_size,
+            poll_interval,
+            role,
             lease_ttl,
             request_timeout,
             commit_timeout,
@@ -307,6 +338,8 @@ mod tests {
             (vec![bucket, ("request_timeout", "5ms")], "request_timeout", "100ms"),
             (vec![bucket, ("commit_timeout", "2h")], "commit_timeout", "1h"),
             (vec![bucket, ("probe", "1")], "probe", "auto, on or off"),
+            (vec![bucket, ("poll_interval", "11m")], "poll_interval", "10m"),
+            (vec![bucket, ("role", "reader")], "role", "auto, writer or follower"),
             (vec![bucket, ("retention", "1d")], "retention", "h"),
             (vec![bucket, ("sigterm", "1")], "sigterm", "flush"),
         ] {

@@ -8,7 +8,7 @@
 //! spawned, and the caller waits on an ordinary channel with a deadline.
 
 use std::future::Future;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -49,15 +49,15 @@ pub(crate) fn wait<T: Send + 'static>(
     limit: Duration,
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T> {
-    wait_beside(what, limit, limit, || (), work)
+    wait_beside(what, limit, limit, &mut || {}, work)
 }
 
-/// The same; `beside` is called each time that `every` has passed meanwhile.
+/// The same, with `beside` done by the waiting thread each time that `every` has passed.
 pub(crate) fn wait_beside<T: Send + 'static>(
     what: &str,
     limit: Duration,
     every: Duration,
-    mut beside: impl FnMut(),
+    beside: &mut dyn FnMut(),
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T> {
     let (answer, answered) = mpsc::sync_channel(1);
@@ -70,11 +70,11 @@ pub(crate) fn wait_beside<T: Send + 'static>(
         let left = end.saturating_duration_since(Instant::now());
         match answered.recv_timeout(left.min(every)) {
             Ok(answer) => return Ok(answer),
-            Err(RecvTimeoutError::Timeout) if left > every => beside(),
+            Err(mpsc::RecvTimeoutError::Timeout) if Instant::now() < end => beside(),
             Err(_) => {
                 task.abort();
-                let late = format!("{what}: no answer within {} ms", limit.as_millis());
-                return Err(Error::new(ErrorKind::Unavailable, late));
+                let why = format!("{what}: no answer within {} ms", limit.as_millis());
+                return Err(Error::new(ErrorKind::Unavailable, why));
             }
         }
     }
@@ -89,6 +89,21 @@ mod tests {
         let outer = Builder::new_current_thread().build().expect("a runtime");
         let got = outer.block_on(async { wait("two", Duration::from_secs(5), async { 2 }) });
         assert_eq!(got.expect("an answer"), 2);
+    }
+
+    #[test]
+    fn work_beside_a_wait_is_done_until_the_answer_comes() {
+        let (answer, wait) = tokio::sync::oneshot::channel();
+        let (mut answer, mut times) = (Some(answer), 0);
+        let mut beside = || {
+            times += 1;
+            if times == 3 {
+                answer.take().expect("a first answer").send(7).expect("a waiter");
+            }
+        };
+        let got = wait_beside("seven", Duration::from_secs(20), Duration::from_millis(1), &mut beside, wait);
+        assert_eq!(got.expect("an answer"), Ok(7));
+        assert!(times >= 3);
     }
 
     #[test]

@@ -40,7 +40,10 @@ pub fn panel(here: &Here<'_>, now: &Snapshot) -> Markup {
             p.trouble { strong { "Trouble: " } (trouble) }
         }
         dl.tiles {
-            @if let Some(status) = &now.status { (bucket_tiles(status, &history)) }
+            @if let Some(status) = &now.status {
+                @if *here.role == Role::Follower { (follower_tile(status)) }
+                (bucket_tiles(status, &history))
+            }
             @let commits: Vec<f64> = history.iter().map(|s| s.commit_ms).collect();
             (tile("Last commit", html! { (with_unit(commits.last().copied().filter(|ms| *ms > 0.0), "ms")) },
                 html! { @if now.status.is_some() { "with its wait for the bucket" } @else { "on the local disk" } },
@@ -88,6 +91,16 @@ fn bucket_tiles(status: &Status, history: &[&Sample]) -> Markup {
         }, None))
         (cache_tile(status))
     }
+}
+
+/// How old what a follower shows may be.
+fn follower_tile(status: &Status) -> Markup {
+    let following = &status.follower;
+    let note = html! {
+        @if following.awake == Some(false) { "asks again when somebody reads" }
+        @else if let Some(age) = following.age_ms { "newest state known " (age) " ms ago" }
+    };
+    tile("Behind the writer", with_unit(following.lag_ms.map(|ms| ms as f64), "ms"), note, None)
 }
 
 fn cache_tile(status: &Status) -> Markup {
@@ -247,6 +260,14 @@ mod tests {
         ] {
             assert!(html.contains(expected), "no {expected} in {html}");
         }
+    }
+
+    #[test]
+    fn a_follower_says_how_old_what_it_shows_may_be() {
+        let status = Status::parse(crate::status::SAMPLE).expect("a status");
+        let html = shown(Some(status.clone()), &Role::Follower);
+        assert!(html.contains("Behind the writer") && html.contains("newest state known 740 ms ago"), "{html}");
+        assert!(!shown(Some(status), &Role::Writer).contains("Behind the writer"));
     }
 
     #[test]

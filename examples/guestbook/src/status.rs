@@ -49,6 +49,8 @@ pub struct Status {
     pub open: Open,
     /// The right to append.
     pub lease: Lease,
+    /// How far it follows what others write.
+    pub follower: Following,
     /// What the requests cost at list price.
     pub cost: Cost,
     /// The last thing that went wrong and was not mended since.
@@ -104,6 +106,18 @@ pub struct Bytes {
     /// Sent.
     #[serde(rename = "out")]
     pub outward: Option<u64>,
+}
+
+/// How far an instance follows what others write.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Following {
+    /// Whether it asks for what is new: while somebody reads.
+    pub awake: Option<bool>,
+    /// Since when it is known to be behind, in milliseconds; 0: it is not.
+    pub lag_ms: Option<u64>,
+    /// How long ago it was last known to show the newest state, in milliseconds.
+    pub age_ms: Option<u64>,
 }
 
 /// How the open went.
@@ -300,6 +314,7 @@ pub const SAMPLE: &str = r#"{"replica":"gs://my-bucket/prod/guestbook.db","role"
  "lag_ms":84,"page_size":4096,"pages_present":312,"pages_total":262144,"cache_bytes":1277952,
  "requests":{"get":12,"put":31,"list":1,"delete":0},"bytes":{"in":1310720,"out":204800},
  "open":{"cold":true,"ms":87,"requests":3},"lease":{"state":"held","holder":"guestbook-00007-x","expires_in_ms":31200},
+ "follower":{"awake":true,"poll_interval_ms":1000,"txid":"00000000000001a2","head":"00000000000001a3","lag_ms":12,"age_ms":740,"error":null},
  "cost":{"class_a":32,"class_b":12,"usd":0.0001648},"last_error":null,"a_key_of_a_later_release":1}"#;
 
 #[cfg(test)]
@@ -312,6 +327,10 @@ mod tests {
         assert_eq!((status.committed(), status.durable()), (Some(420), Some(418)));
         assert_eq!((status.requests.total(), status.open.ms), (44, Some(87)));
         assert!(status.last_error.is_none());
+        assert_eq!(
+            (status.follower.lag_ms, status.follower.age_ms, status.follower.awake),
+            (Some(12), Some(740), Some(true))
+        );
         let bare = Status::parse(r#"{"committed_txid":7}"#).expect("a bare status");
         assert_eq!((bare.committed(), bare.durable(), bare.lag_ms), (Some(7), None, None));
         assert!(Status::parse("{\"role\":").is_err());

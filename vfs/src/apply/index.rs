@@ -32,12 +32,12 @@ pub(crate) const WORDS: usize = 4096;
 pub(crate) const SLOTS: usize = 8192;
 
 const HEADER_WORDS: usize = 12;
-const BACKFILLED: usize = 24;
-const READ_MARKS: std::ops::Range<usize> = 25..30;
-const BACKFILL_ATTEMPTED: usize = 32;
+pub(super) const BACKFILLED: usize = 24;
+pub(super) const READ_MARKS: std::ops::Range<usize> = 25..30;
+pub(super) const BACKFILL_ATTEMPTED: usize = 32;
 const FIRST_PAGE_WORD: usize = 34;
 const FRAMES_IN_REGION_0: u32 = (WORDS - FIRST_PAGE_WORD) as u32;
-const READ_MARK_UNUSED: u32 = u32::MAX;
+pub(super) const READ_MARK_UNUSED: u32 = u32::MAX;
 const VERSION: u32 = 3_007_000;
 
 /// One region of the wal-index, in shared memory.
@@ -63,6 +63,18 @@ pub(crate) trait IndexWriter {
 
     /// Lets go of what `try_lock_readers` took.
     fn unlock_readers(&self);
+
+    /// Takes CKPT exclusive if that needs no waiting: then no checkpoint runs, and nobody restarts the WAL.
+    fn try_lock_checkpoint(&self) -> Result<bool>;
+
+    /// Lets go of what `try_lock_checkpoint` took.
+    fn unlock_checkpoint(&self);
+
+    /// Takes one of READ0 to READ4 exclusive if that needs no waiting: then no reader goes by that mark.
+    fn try_lock_reader(&self, number: usize) -> Result<bool>;
+
+    /// Lets go of what `try_lock_reader` took.
+    fn unlock_reader(&self, number: usize);
 }
 
 /// The header, as it stands in the wal-index.
@@ -225,6 +237,13 @@ pub(crate) fn append(index: &dyn IndexWriter, committed: u32, frame: u32, pgno: 
     region.words[word].store(pgno.0, Ordering::Release);
     region.slots[slot].store(entry as u16, Ordering::Release);
     Ok(())
+}
+
+/// The page that a committed frame holds.
+pub(super) fn page_of(index: &dyn IndexWriter, frame: u32) -> Result<Pgno> {
+    let (number, entry) = place(frame);
+    let word = first_word(number) + entry as usize - 1;
+    Ok(Pgno(index.region(number)?.words[word].load(Ordering::Acquire)))
 }
 
 /// Removes the entries beyond the committed frames from the region of the last of those; later regions are emptied

@@ -20,14 +20,15 @@
 //!
 //! # Keeping the WAL short
 //! SQLite restarts a WAL from its start in the next writer's transaction; a follower has none, so this does it when
-//! everything is backfilled and no reader uses the WAL. The backfilling is left to a checkpoint of an ordinary connection, which
-//! [`Progress::checkpoint`] asks for: it reads and writes through the shim, so presence and read marks are handled in one
-//! place, and it is SQLite's own code that decides what readers still need. `RESTART` waits until the readers have left the
-//! WAL; those that come after it read the database file alone, until the next delta, which then finds the WAL free.
+//! everything is backfilled and no reader uses the WAL. [`Progress::checkpoint`] says when a backfill is due: an ordinary
+//! connection's checkpoint, or `backfill.rs` where there is none to run it. `Restart` means that readers are waited for until
+//! they have left the WAL; those that come after it read the database file alone, until the next delta, which then finds
+//! the WAL free.
 //!
 //! Left to the caller: that the delta's bytes are the object's, the page map (merge the delta once `nBackfill` has reached
 //! [`Progress::end`], or at the next [`Progress::restarted`]), and what becomes of local commits in a conflict.
 
+pub(crate) mod backfill;
 mod frames;
 pub(crate) mod index;
 

@@ -311,6 +311,20 @@ impl CacheFile {
         self.pages.truncate(size_bytes, base, |pages| self.map.truncate(pages))
     }
 
+    /// Gives the file the size of a database of so many pages, as [`CacheFile::truncate`] does, through this descriptor.
+    ///
+    /// # Errors
+    /// The local disk's.
+    pub(crate) fn cut(&self, pages: PageCount) -> Result<()> {
+        let bytes = pages.bytes(self.pages.page_size);
+        let mut outcome = Ok(());
+        self.truncate(bytes, &mut || {
+            outcome = self.pages.file.set_len(bytes);
+            i32::from(outcome.is_err())
+        })?;
+        outcome.map_err(|e| self.pages.failed("resizing", &e))
+    }
+
     /// Extends the file to a database of so many pages. It never gets smaller by this.
     ///
     /// # Errors

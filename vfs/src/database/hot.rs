@@ -4,10 +4,9 @@
 //! |---|---|
 //! | it is as of the head, and the listing is one page | 1: both at a time |
 //! | some deltas are newer | 2: these deltas, whole where they are short, so that their pages are here too |
-//! | the listing is longer | 2: what is newer is listed from its transaction on, while the long listing goes on, and the first one counts; beside it the next [`GUESS`] deltas are asked for by the names that they have if there are any |
+//! | the listing is longer | 2: once its second page is asked for, what is newer is listed from the hot index's transaction on, and the next [`GUESS`] deltas are asked for by the names that they have if there are any; the long listing stops there |
 //! | missing, damaged, of another version, or the objects it names are not the bucket's | as without it |
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::hot_writer::AT_MOST_BEHIND;
@@ -64,25 +63,20 @@ pub(super) async fn look(replica: Replica) -> Result<Look> {
         }
         futures::future::Either::Right((None, full)) => Ok(Look::of(full.await?)),
         futures::future::Either::Right((Some(hot), full)) => {
-            let (listed, short, is_whole) = {
-                let is_long = AtomicBool::new(false);
-                let tail = std::pin::pin!(async {
-                    // Not before a second page is asked for: a listing of one page is all that is needed.
-                    while replica.store().traffic().snapshot()[2] < before + 2 {
-                        tokio::time::sleep(LOOK).await;
-                    }
-                    is_long.store(true, Ordering::Relaxed);
-                    futures::future::join(newer(&replica, &hot), replica.short_after(hot.head.txid, GUESS)).await
-                });
-                match futures::future::select(full, tail).await {
-                    // What was asked for beside the second page is here in a moment.
-                    futures::future::Either::Left((listed, tail)) if is_long.load(Ordering::Relaxed) => {
-                        (listed?, tail.await.1, true)
-                    }
-                    futures::future::Either::Left((listed, _)) => (listed?, Short::new(), true),
-                    futures::future::Either::Right(((Some(listed), short), _)) => (listed, short, false),
-                    futures::future::Either::Right(((None, _), full)) => {
-                        return Ok(Look::of(full.await?));
+            let long = std::pin::pin!(async {
+                while replica.store().traffic().snapshot()[2] < before + 2 {
+                    tokio::time::sleep(LOOK).await;
+                }
+            });
+            let (listed, short, is_whole) = match futures::future::select(full, long).await {
+                // Of one page, which is all that is needed.
+                futures::future::Either::Left((listed, _)) => (listed?, Short::new(), true),
+                // The long listing stands still meanwhile: it would ask for pages that are not needed.
+                futures::future::Either::Right(((), full)) => {
+                    let short = replica.short_after(hot.head.txid, GUESS);
+                    match futures::future::join(newer(&replica, &hot), short).await {
+                        (Some(listed), short) => (listed, short, false),
+                        (None, _) => return Ok(Look::of(full.await?)),
                     }
                 }
             };

@@ -6,7 +6,8 @@
 //!   the deltas that wait for their checkpoint (`cache/pending.rs`), and the upper pages from the short ones of these, else from the
 //!   cache file. A checkpoint may have put something newer there, so what the WAL has beyond that delta is left out; and so is what
 //!   the WAL has and no checkpoint has put there yet: after a kill the map may be ahead of the file.
-//! - **Ordering.** Under the upload lane; the request itself is waited for by nobody but the close. One at a time.
+//! - **Ordering.** What it says is gathered under the upload lane and the capture lock, from the memory and the files of this host; packed and
+//!   sent outside of them, which nobody waits for but the close. One at a time. As of its transaction it stays true meanwhile.
 //! - **Retries.** None: the next one is due soon. Losing a race for the name is as good.
 //! - **Crash.** The object is replaced whole, on condition of its generation; an older one is as right, only further behind.
 
@@ -129,7 +130,7 @@ impl Database {
             log::debug!("{}: no hot index: {e}", self.replica.place());
             None
         });
-        let Some((head, bytes)) = made else {
+        let Some(hot) = made else {
             self.hot.known.lock().not_before = TxId(self.shared.durable().0 + AGAIN);
             return;
         };
@@ -141,7 +142,15 @@ impl Database {
             (known.bytes, known.has_long, known.is_wanted) = (0, false, false);
         }
         runtime.spawn(async move {
-            let written = write(&replica, bytes, seen, head).await;
+            let head = hot.head.txid;
+            // On a thread that may take its time, and under no lock.
+            let written = match tokio::task::spawn_blocking(move || hot.encode()).await {
+                Ok(bytes) => write(&replica, bytes, seen, head).await,
+                Err(e) => {
+                    log::info!("{}: packing the hot index: {e}", replica.place());
+                    Ok(None)
+                }
+            };
             if let Err(e) = &written {
                 log::info!("{}: no hot index was written: {e}", replica.place());
             }
@@ -160,7 +169,8 @@ impl Database {
         if durable == self.opened.txid || durable == self.hot.known.lock().at {
             return Ok(());
         }
-        let Some((head, bytes)) = self.make_hot_index()? else { return Ok(()) };
+        let Some(hot) = self.make_hot_index()? else { return Ok(()) };
+        let (head, bytes) = (hot.head.txid, hot.encode());
         let Some(seen) = self.hot.begin() else { return Ok(()) };
         let replica = self.replica.clone();
         let what = format!("writing {}", replica.derived(NAME));
@@ -170,11 +180,12 @@ impl Database {
         written.map(drop)
     }
 
-    /// The hot index as of the newest durable delta; `None` where that cannot be told just now. Under the upload lane.
+    /// The hot index as of the newest durable delta; `None` where that cannot be told just now. Under the upload lane, and for its whole
+    /// time under the capture lock: it reads the upper pages and copies the map, and leaves the packing to the caller.
     ///
     /// # Errors
     /// The local disk's.
-    fn make_hot_index(&self) -> Result<Option<(TxId, Vec<u8>)>> {
+    fn make_hot_index(&self) -> Result<Option<HotIndex>> {
         let started = Instant::now();
         let Some((head, generation)) = self.change_state(|state| state.durable())? else { return Ok(None) };
         // While it is held the WAL is not reset.
@@ -210,10 +221,13 @@ impl Database {
             log::debug!("{}: no hot index as of {} can be made now", self.replica.place(), head.txid);
             return Ok(None);
         }
-        let bytes = HotIndex { hot: upper, ..hot }.encode();
-        let (size, ms) = (bytes.len(), started.elapsed().as_millis());
-        log::debug!("{}: hot index as of {}, {size} bytes, made in {ms} ms", self.replica.place(), head.txid);
-        Ok(Some((head.txid, bytes)))
+        let (upper_pages, ms) = (upper.len(), started.elapsed().as_millis());
+        log::debug!(
+            "{}: hot index as of {} with {upper_pages} upper pages, made in {ms} ms",
+            self.replica.place(),
+            head.txid
+        );
+        Ok(Some(HotIndex { hot: upper, ..hot }))
     }
 
     /// What is in the log up to `head` and not in the map, and the newest image of each page of it, as far as it was kept. `None` where

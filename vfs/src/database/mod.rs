@@ -35,7 +35,7 @@ use crate::cache::file::CacheFile;
 use crate::cache::pending::PendingDeltas;
 use crate::capture::index::{self, Committed};
 use crate::capture::{self, Capture};
-use crate::config::{Config, Durability};
+use crate::config::{Config, Durability, Role};
 use crate::delta::Decoder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::Layout;
@@ -49,6 +49,7 @@ use crate::protocol::ObjectId;
 use crate::replica::names::Replica;
 use crate::store;
 use crate::upload::budget::Pace;
+use crate::upload::follow::Follower;
 use crate::upload::group::Group;
 use crate::upload::history::Keeper;
 use crate::upload::pump::{self, Turn};
@@ -73,7 +74,8 @@ pub(crate) trait WalIndex: Send + Sync {
     /// stood at some moment (copies may disagree: the caller checks).
     fn bytes(&self) -> Option<[u8; 136]>;
 
-    /// Takes the WAL's WRITE lock if it is free now.
+    /// Takes the WAL's WRITE lock if it is free now, and where the WAL was not recovered yet also the lock that says to
+    /// readers that somebody is at it: they wait for as long as their busy handler says, else 10 s and end with SQLITE_PROTOCOL.
     fn lock_write(&self) -> bool;
 
     /// Lets go of the WRITE lock that [`WalIndex::lock_write`] took.
@@ -146,6 +148,7 @@ pub(crate) struct Database {
     /// Held for the whole life: shared with the other processes that have the database open.
     members: std::fs::File,
     pub(crate) keeper: Arc<Keeper>,
+    pub(crate) follower: Arc<Follower>,
     index: Mutex<Option<Arc<dyn WalIndex>>>,
     exclusive: Mutex<ExclusiveWal>,
     opened: open::Cost,
@@ -153,6 +156,8 @@ pub(crate) struct Database {
     pub(crate) last_error: Mutex<Option<String>>,
     /// A commit whose last header is not in the WAL yet.
     held: Mutex<Option<strict::HeldCommit>>,
+    /// The delta that this process sends now, and since when.
+    pub(crate) sending: Mutex<Option<(ObjectId, Instant)>>,
     /// Who held the lease when it was last refused.
     pub(crate) holder: Mutex<Option<String>>,
     /// When and why the lease could last not be asked for.
@@ -188,6 +193,7 @@ impl Database {
         let _ = database.me.set(Arc::downgrade(&database));
         database.ahead.belongs_to(&database);
         database.keeper.serve(Arc::downgrade(&database));
+        database.follower.belongs_to(Arc::downgrade(&database));
         forked::EVER_OPENED.store(true, Ordering::Relaxed);
         let me = Arc::downgrade(&database);
         database.cache.on_moved(move |why| me.upgrade().map_or(Ok(()), |database| database.plan_anew(why)));
@@ -264,6 +270,7 @@ impl Database {
     /// Before a writer takes the WAL's WRITE lock (READ lock held, no other). Refuses with Busy or Fenced.
     pub(crate) fn before_write_lock(&self) -> Result<()> {
         self.check_process()?;
+        self.check_role()?;
         self.wait_to_begin()?;
         self.ensure_right()?;
         self.shared.note_lease_used(BootTime::now());
@@ -292,6 +299,7 @@ impl Database {
         self.check_process()?;
         self.wait_to_write(bytes.len() as u64)?;
         if exclusive {
+            self.check_role()?;
             self.ensure_right()?;
         } else if exclusive::commit_in(offset, bytes, self.page_size).is_some() && !self.has_right() {
             self.resume_right()?;
@@ -399,6 +407,7 @@ impl Database {
             return;
         }
         self.keeper.stop();
+        self.follower.stop();
         waiting::forget(self);
         match self.flush(self.commit_timeout()) {
             Err(e) => self.report_unsent("closed", &e),
@@ -414,6 +423,7 @@ impl Database {
             pump::forget(&turn);
         }
         pump::forget(&(Arc::clone(&self.keeper) as Arc<dyn Turn>));
+        pump::forget(&(Arc::clone(&self.follower) as Arc<dyn Turn>));
     }
 
     /// Our own handle's view of the wal-index.
@@ -434,7 +444,7 @@ impl Database {
         self.applier(&*index).apply(delta, id)
     }
 
-    fn applier<'a>(&'a self, index: &'a dyn WalIndex) -> Applier<'a> {
+    pub(crate) fn applier<'a>(&'a self, index: &'a dyn WalIndex) -> Applier<'a> {
         let (layout, capture, shared) = (&self.layout, &self.capture, &self.shared);
         Applier { index, layout, capture, shared, page_size: self.page_size }
     }
@@ -459,20 +469,13 @@ impl Database {
     }
 
     /// What is committed in a WAL that was left by killed processes, and that nobody has read since: the wal-index is empty. It
-    /// is what recovery will find, as long as that is kept out.
+    /// is what recovery will find. Recovery is not kept out: it would take as long as the WAL is, and SQLite's readers give up on
+    /// WRITE after 10 s. If one came in between, the wal-index is not empty any more, and says what holds now. Only a
+    /// connection that gets EXCLUSIVE could write without that, and it waits for the capture lock.
     fn committed_unrecovered(&self, index: &dyn WalIndex) -> Option<Committed> {
-        if !index.lock_write() {
-            return None;
-        }
-        let committed = match index.bytes() {
-            Some(bytes) if index::is_empty(&bytes) => {
-                capture::committed_in_file(&self.layout).inspect_err(|e| self.note_error(e)).ok().flatten()
-            }
-            Some(bytes) => index::parse(&bytes),
-            None => None,
-        };
-        index.unlock_write();
-        committed
+        let committed = capture::committed_in_file(&self.layout).inspect_err(|e| self.note_error(e)).ok().flatten();
+        let bytes = index.bytes()?;
+        if index::is_empty(&bytes) { committed } else { index::parse(&bytes) }
     }
 
     /// Saves everything committed, so that the WAL may go.
@@ -577,6 +580,17 @@ impl Database {
             return Err(self.fenced());
         }
         Ok(())
+    }
+
+    /// Refuses to write where that is not this host's part.
+    fn check_role(&self) -> Result<()> {
+        if self.config.role != Role::Follower {
+            return Ok(());
+        }
+        let path = self.layout.main().display();
+        let message =
+            format!("{path}: it is open with role=follower, which only reads; to write, open it with role=auto");
+        Err(Error::new(ErrorKind::Configuration, message)).inspect_err(|e| self.note_error(e))
     }
 
     pub(crate) fn fenced(&self) -> Error {

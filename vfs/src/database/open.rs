@@ -34,7 +34,7 @@ use crate::cache::pending::PendingDeltas;
 use crate::capture::index::Committed;
 use crate::capture::position::Position;
 use crate::capture::{Capture, Freeze};
-use crate::config::Config;
+use crate::config::{Config, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::locks::{self, HostMutex, LockByte, Mode};
 use crate::local::shared::{BootTime, Shared};
@@ -56,6 +56,7 @@ use crate::store;
 use crate::store::url::BucketUrl;
 use crate::upload::budget::{Budget, Pace};
 use crate::upload::driver;
+use crate::upload::follow::Follower;
 use crate::upload::group::Group;
 use crate::upload::history::Keeper;
 use crate::words::NotUsable;
@@ -166,6 +167,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         pending: PendingDeltas::of(opening.layout.dir()),
         epochs: Mutex::default(),
         hydration: Default::default(),
+        sending: Mutex::default(),
         hot: hot_writer::HotWriter::of(hot),
         uploader: HostMutex::new(&lock, LockByte::Upload, ())?,
         lease_lane: HostMutex::new(&lock, LockByte::Lease, ())?,
@@ -176,6 +178,11 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
             opening.layout.dir().to_owned(),
             opening.config.retention,
             HostMutex::new(&lock, LockByte::History, ())?,
+        )),
+        follower: Arc::new(Follower::new(
+            opening.config.role,
+            opening.config.poll_interval,
+            HostMutex::new(&lock, LockByte::Follow, ())?,
         )),
         index: Mutex::new(None),
         exclusive: Mutex::default(),
@@ -211,7 +218,10 @@ impl Opening<'_> {
         let started = Instant::now();
         loop {
             if locks::set(members, LockByte::Members, Mode::Exclusive)? {
+                let asked = BootTime::now();
                 let ready = self.prepare()?;
+                self.shared.set_log_looked(asked);
+                self.shared.set_log_confirmed(asked);
                 locks::set(members, LockByte::Members, Mode::Shared)?;
                 return Ok(ready);
             }
@@ -269,7 +279,7 @@ impl Opening<'_> {
                 let head = self.log(&listed, &state)?.head();
                 self.cold_open(&chain, head, look, state)
             }
-            (None, None) if !self.request.create => {
+            (None, None) if !self.request.create || self.config.role == Role::Follower => {
                 let path = self.layout.main().display();
                 let message = format!("{path}: there is no such database, here or in {}", self.replica.place());
                 Err(Error::new(ErrorKind::Configuration, message))

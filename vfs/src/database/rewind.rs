@@ -43,6 +43,7 @@ impl Database {
     /// Configuration: no such state. Busy: somebody writes, here or elsewhere. The bucket's and the disk's.
     pub(crate) fn rewind(&self, point: &str) -> Result<String> {
         self.check_process()?;
+        self.check_role()?;
         let at = At::parse(point).map_err(|e| e.context("gcs_rewind"))?;
         let limit = self.commit_timeout();
         self.flush(limit)?;

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::Database;
-use crate::config::Durability;
+use crate::config::{Durability, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::shared::BootTime;
 use crate::upload::budget::MONTH;
@@ -67,7 +67,7 @@ impl Database {
             "durability": self.durability.read().word(),
             "committed_txid": committed.to_string(),
             "durable_txid": durable.to_string(),
-            "role": if self.shared.fenced() { "fenced" } else if self.has_right() { "writer" } else if BootTime::now() < self.shared.held_elsewhere() { "waiting" } else { "reader" },
+            "role": if self.shared.fenced() { "fenced" } else if self.has_right() { "writer" } else if BootTime::now() < self.shared.held_elsewhere() { "waiting" } else if self.config.role == Role::Follower || self.shared.others_write() { "follower" } else { "reader" },
             "lease": {
                 "state": if self.has_right() { "held" } else if self.holder.lock().is_some() { "elsewhere" } else { "none" },
                 "holder": *self.holder.lock(),
@@ -75,8 +75,20 @@ impl Database {
             },
             "conflict": self.conflict.lock().as_ref().map(|path| path.display().to_string()),
             "lag_ms": lag_ms,
+            "follower": {
+                "awake": self.follower.is_awake(),
+                "poll_interval_ms": self.config.poll_interval.as_millis() as u64,
+                "txid": durable.to_string(),
+                "head": self.shared.head_seen().to_string(),
+                "lag_ms": since_or_zero(self.shared.behind_since()),
+                "age_ms": if self.has_right() { 0 } else { since_or_zero(self.shared.log_confirmed()) },
+                "error": self.follower.error(),
+            },
             "outbox_deltas": outbox.len(),
             "outbox_bytes": outbox_bytes + self.shared.saved_bytes(),
+            "sending": self.sending.lock().map(|(id, since)| {
+                json!({ "txid": id.txid.to_string(), "bytes": id.size, "ms": since.elapsed().as_millis() as u64 })
+            }),
             "cache_size": self.cache.bounds().map_or(0, |(limit, _)| limit),
             "local_bytes": self.cache.bounds().map_or(0, |(_, used)| used),
             "page_size": self.page_size.bytes(),
@@ -109,6 +121,10 @@ impl Database {
         let outbox: u64 = outbox.map(|entry| blocks(&entry.path())).sum();
         blocks(self.layout.main()) + blocks(&self.layout.wal()) + outbox
     }
+}
+
+fn since_or_zero(time: BootTime) -> u64 {
+    if time == BootTime::default() { 0 } else { BootTime::now().since(time).as_millis() as u64 }
 }
 
 /// What these requests cost at list prices: $0.005 per 1,000 of class A, $0.0004 per 1,000 of class B.

@@ -4,7 +4,7 @@
 //! and closing some other descriptor of the file does not. They do not exclude threads that share the
 //! descriptor, so each exclusive lock carries a mutex for the threads of this process.
 //!
-//! Order, outermost first: SQLite's locks, `Lease`, `Upload`, `Capture`, `State`. Nobody waits for the network under
+//! Order, outermost first: `Follow`, SQLite's locks, `Lease`, `Upload`, `Capture`, `State`. Nobody waits for the network under
 //! `Capture` or `State`.
 
 use std::fs::File;
@@ -34,6 +34,8 @@ pub(crate) enum LockByte {
     State = 4,
     /// The one process that tends the history.
     History = 5,
+    /// The one process that follows the log.
+    Follow = 6,
 }
 
 /// How a lock is held.

@@ -15,6 +15,11 @@
 //! | 176 | 1 while a strict commit may be in the bucket and is not in the WAL | the WAL's WRITE lock |
 //! | 152 | boot-time clock until which the lease is taken for somebody else's without asking, ns | anybody |
 //! | 104 | boot-time clock of the last commit seen, ns | anybody |
+//! | 184 | boot-time clock when the log was last looked at for what others wrote, ns | follow lock; read by anybody |
+//! | 192 | the same of the last look as of which the database was the log's head, ns | follow lock; read by anybody |
+//! | 200 | the newest TXID that such a look saw | follow lock; read by anybody |
+//! | 208 | boot-time clock since which the database is known to be behind that, ns; 0 = it is not | follow lock; read by anybody |
+//! | 216 | 1 once others are known to have written since this host last held the lease | anybody |
 //! | 136 | timestamp of the newest frozen delta, Unix ms | capture lock |
 //! | 128 | size of the database as of the newest frozen TXID | capture lock |
 //! | 112 | boot-time clock since which waiting bytes are not uploaded, ns; 0 = none wait | capture lock |
@@ -72,6 +77,11 @@ enum Word {
     LeaseUsed = 20,
     LastLook = 21,
     StrictUnsettled = 22,
+    LogLooked = 23,
+    LogConfirmed = 24,
+    HeadSeen = 25,
+    BehindSince = 26,
+    OthersWrite = 27,
 }
 
 impl Shared {
@@ -172,6 +182,54 @@ impl Shared {
     /// Notes that the lease is looked at.
     pub(crate) fn set_last_look(&self, at: BootTime) {
         self.set(Word::LastLook, at.0);
+    }
+
+    /// When the log was last looked at for what others wrote.
+    pub(crate) fn log_looked(&self) -> BootTime {
+        BootTime(self.get(Word::LogLooked))
+    }
+
+    /// Notes that the log is looked at.
+    pub(crate) fn set_log_looked(&self, at: BootTime) {
+        self.set(Word::LogLooked, at.0);
+    }
+
+    /// When that was last asked which showed the database to be the log's head; zero: never on this boot.
+    pub(crate) fn log_confirmed(&self) -> BootTime {
+        BootTime(self.get(Word::LogConfirmed))
+    }
+
+    /// Notes that the database is, or was just brought to, the head of the log as of a time.
+    pub(crate) fn set_log_confirmed(&self, at: BootTime) {
+        self.set(Word::LogConfirmed, at.0);
+        self.set(Word::BehindSince, 0);
+    }
+
+    /// The newest TXID that was seen in the log.
+    pub(crate) fn head_seen(&self) -> TxId {
+        TxId(self.get(Word::HeadSeen)).max(self.durable())
+    }
+
+    /// Notes that this TXID is in the log, and not in the database yet.
+    pub(crate) fn note_head(&self, txid: TxId, at: BootTime) {
+        self.set(Word::HeadSeen, txid.0);
+        // Only the first delta that is lacking counts.
+        let _ = self.word(Word::BehindSince).compare_exchange(0, at.0, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// Since when the database is known to be behind the log; zero if it is not.
+    pub(crate) fn behind_since(&self) -> BootTime {
+        BootTime(self.get(Word::BehindSince))
+    }
+
+    /// Whether others are known to have written since this host last held the lease.
+    pub(crate) fn others_write(&self) -> bool {
+        self.get(Word::OthersWrite) != 0
+    }
+
+    /// Sets the same.
+    pub(crate) fn set_others_write(&self, write: bool) {
+        self.set(Word::OthersWrite, write.into());
     }
 
     /// The timestamp of the newest frozen delta, Unix milliseconds.

@@ -92,36 +92,101 @@ fn root(cell: &[u8]) -> Option<Pgno> {
 }
 
 /// The schema's pages and the interior pages of all B-trees, upper levels first, at most `most`. `read` gives a page, or `None`
-/// for one that is not at hand; what lies below such a page is left out.
+/// for one that is not at hand; what lies below such a page is left out. Of the leaves, which are nearly all there is, one of each tree
+/// is read.
 pub(crate) fn upper_pages(most: usize, mut read: impl FnMut(Pgno) -> Option<Vec<u8>>) -> Vec<(Pgno, Vec<u8>)> {
     let mut kept = Vec::new();
     let mut seen = std::collections::HashSet::from([Pgno::ONE]);
     let mut roots_found = Vec::new();
+    // The schema first, leaves too.
     let mut level = vec![Pgno::ONE];
-    // The schema first, leaves too; then everything else level by level.
-    for is_schema in [true, false] {
-        while !level.is_empty() && kept.len() < most {
+    while !level.is_empty() && kept.len() < most {
+        let mut below = Vec::new();
+        for pgno in level.into_iter().take(most - kept.len()) {
+            let Some(page) = read(pgno) else { continue };
+            roots_found.extend(roots(pgno, &page));
+            below.extend(children(pgno, &page).into_iter().filter(|child| seen.insert(*child)));
+            kept.push((pgno, page));
+        }
+        level = below;
+    }
+    // Then level by level, each tree by itself.
+    roots_found.retain(|root| seen.insert(*root));
+    let mut trees: Vec<Vec<Pgno>> = roots_found.into_iter().map(|root| vec![root]).collect();
+    while !trees.is_empty() && kept.len() < most {
+        for level in &mut trees {
             let mut below = Vec::new();
-            for pgno in std::mem::take(&mut level) {
-                let Some(page) = read(pgno) else { continue };
-                let children = children(pgno, &page);
-                if is_schema {
-                    roots_found.extend(roots(pgno, &page));
-                } else if children.is_empty() {
-                    // A leaf; in a B-tree all leaves are on one level, so this was the level below the interior pages.
-                    continue;
-                }
-                below.extend(children.into_iter().filter(|child| seen.insert(*child)));
-                kept.push((pgno, page));
+            for pgno in std::mem::take(level) {
                 if kept.len() >= most {
                     break;
                 }
+                let Some(page) = read(pgno) else { continue };
+                let children = children(pgno, &page);
+                if children.is_empty() {
+                    // All leaves of a tree are on one level: this is it.
+                    break;
+                }
+                below.extend(children.into_iter().filter(|child| seen.insert(*child)));
+                kept.push((pgno, page));
             }
-            level = below;
+            *level = below;
         }
-        if is_schema {
-            level = std::mem::take(&mut roots_found).into_iter().filter(|root| seen.insert(*root)).collect();
-        }
+        trees.retain(|level| !level.is_empty());
     }
     kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A table of three levels with `fanout` children a page, of which page 2 is the root, below a schema of one page.
+    fn tree(fanout: u32) -> Vec<(Pgno, Vec<u8>)> {
+        let mut schema = vec![0; 1024];
+        let cell = [9u8, 1, 6, 0, 0, 0, 1, 0, 2];
+        schema[100] = LEAF_TABLE;
+        schema[103..105].copy_from_slice(&1u16.to_be_bytes());
+        schema[108..110].copy_from_slice(&900u16.to_be_bytes());
+        schema[900..900 + cell.len()].copy_from_slice(&cell);
+        let interior = |first: u32| {
+            let mut page = vec![0; 1024];
+            page[0] = INTERIOR_TABLE;
+            page[3..5].copy_from_slice(&(fanout as u16 - 1).to_be_bytes());
+            for child in 0..fanout - 1 {
+                let (at, cell) = (12 + 2 * child as usize, 512 + 8 * child as usize);
+                page[at..at + 2].copy_from_slice(&(cell as u16).to_be_bytes());
+                page[cell..cell + 4].copy_from_slice(&(first + child).to_be_bytes());
+            }
+            page[8..12].copy_from_slice(&(first + fanout - 1).to_be_bytes());
+            page
+        };
+        let leaf = || [&[LEAF_TABLE][..], &[0; 1023]].concat();
+        let mut pages = vec![(Pgno(1), schema), (Pgno(2), interior(3))];
+        pages.extend((0..fanout).map(|n| (Pgno(3 + n), interior(3 + fanout + n * fanout))));
+        pages.extend((0..fanout * fanout).map(|n| (Pgno(3 + fanout + n), leaf())));
+        pages
+    }
+
+    #[test]
+    fn the_upper_pages_are_found_without_reading_the_leaves() {
+        let pages: std::collections::HashMap<_, _> = tree(50).into_iter().collect();
+        let mut reads = 0;
+        let upper = upper_pages(1000, |pgno| {
+            reads += 1;
+            pages.get(&pgno).cloned()
+        });
+        let expected: Vec<_> = (1..=52).map(Pgno).collect();
+        assert_eq!(upper.iter().map(|(pgno, _)| *pgno).collect::<Vec<_>>(), expected);
+        assert_eq!(reads, 53, "one leaf tells of all");
+    }
+
+    #[test]
+    fn a_page_that_is_not_at_hand_hides_what_is_below_it_and_no_more() {
+        let pages: std::collections::HashMap<_, _> = tree(50).into_iter().collect();
+        let absent = [Pgno(3), Pgno(103)];
+        let upper = upper_pages(1000, |pgno| pages.get(&pgno).filter(|_| !absent.contains(&pgno)).cloned());
+        assert_eq!(upper.len(), 51);
+        assert!(upper.iter().all(|(pgno, _)| !absent.contains(pgno)));
+        assert_eq!(upper_pages(10, |pgno| pages.get(&pgno).cloned()).len(), 10);
+    }
 }

@@ -205,6 +205,9 @@ impl Connection {
         }
         self.own.attach();
         if flags & ffi::SHM_EXCLUSIVE == 0 {
+            if bits(offset, n) & READS != 0 {
+                self.database.before_read();
+            }
             return self.take(offset, n, flags);
         }
         match (offset, n) {

@@ -148,6 +148,7 @@ pub(super) const SHM_EXCLUSIVE: c_int = 8;
 /// The byte ranges of the wal-index that stand for locks: WRITE, CKPT, RECOVER, then READ0 to READ4.
 pub(super) const SHM_WRITE: c_int = 0;
 pub(super) const SHM_CKPT: c_int = 1;
+pub(super) const SHM_RECOVER: c_int = 2;
 pub(super) const SHM_READ0: c_int = 3;
 pub(super) const SHM_READ1: c_int = 4;
 /// How many read locks there are beside READ0.

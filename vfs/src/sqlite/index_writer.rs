@@ -61,6 +61,22 @@ impl<G> IndexWriter for WriteLocked<G> {
         unlock(self.file, ffi::SHM_READ1, ffi::SHM_READS_BESIDE_0, ffi::SHM_EXCLUSIVE);
         unlock(self.file, ffi::SHM_CKPT, 1, ffi::SHM_SHARED);
     }
+
+    fn try_lock_checkpoint(&self) -> Result<bool> {
+        lock(self.file, ffi::SHM_CKPT, 1, ffi::SHM_EXCLUSIVE)
+    }
+
+    fn unlock_checkpoint(&self) {
+        unlock(self.file, ffi::SHM_CKPT, 1, ffi::SHM_EXCLUSIVE);
+    }
+
+    fn try_lock_reader(&self, number: usize) -> Result<bool> {
+        lock(self.file, ffi::SHM_READ0 + number as c_int, 1, ffi::SHM_EXCLUSIVE)
+    }
+
+    fn unlock_reader(&self, number: usize) {
+        unlock(self.file, ffi::SHM_READ0 + number as c_int, 1, ffi::SHM_EXCLUSIVE);
+    }
 }
 
 impl<G> Drop for WriteLocked<G> {

@@ -53,6 +53,8 @@ struct State {
     suspended: u32,
     /// The engine keeps writers out through this handle (see [`WalIndex::lock_write`]).
     holds_write: bool,
+    /// And whoever would recover the WAL.
+    holds_recover: bool,
 }
 
 /// Where the base VFS mapped the first region of the wal-index.
@@ -214,19 +216,29 @@ impl WalIndex for OwnHandle {
         if state.holds_write {
             return false;
         }
-        let Some(OpenFile { file, .. }) = state.file.as_ref().filter(|_| state.region.is_some()) else { return false };
-        let taken = file.shm_lock(ffi::SHM_WRITE, 1, ffi::SHM_LOCK | ffi::SHM_EXCLUSIVE) == ffi::OK;
-        state.holds_write = taken;
-        taken
+        let (Some(OpenFile { file, .. }), Some(Region(start))) = (&state.file, state.region) else { return false };
+        let lock = |at| file.shm_lock(at, 1, ffi::SHM_LOCK | ffi::SHM_EXCLUSIVE) == ffi::OK;
+        if !lock(ffi::SHM_WRITE) {
+            return false;
+        }
+        // SAFETY: mapped until `detach`, which needs the lock held here.
+        let recovered = header_is_valid(&unsafe { copy_head(start.as_ptr()) });
+        let recover = !recovered && lock(ffi::SHM_RECOVER);
+        (state.holds_write, state.holds_recover) = (true, recover);
+        true
     }
 
     fn unlock_write(&self) {
         let mut state = self.state.lock();
         // Closing meanwhile has let go of the lock already.
         if let Some(OpenFile { file, .. }) = state.file.as_ref().filter(|_| state.region.is_some()) {
-            file.shm_lock(ffi::SHM_WRITE, 1, ffi::SHM_UNLOCK | ffi::SHM_EXCLUSIVE);
+            for (held, at) in [(state.holds_recover, ffi::SHM_RECOVER), (state.holds_write, ffi::SHM_WRITE)] {
+                if held {
+                    file.shm_lock(at, 1, ffi::SHM_UNLOCK | ffi::SHM_EXCLUSIVE);
+                }
+            }
         }
-        state.holds_write = false;
+        (state.holds_write, state.holds_recover) = (false, false);
         self.write_released.notify_all();
     }
 
@@ -336,6 +348,33 @@ mod tests {
             assert!(waits.join().expect("no panic"));
         });
         db.execute_batch("INSERT INTO t VALUES (1)").expect("written");
+    }
+
+    #[test]
+    fn whoever_would_recover_the_wal_is_told_busy_while_we_keep_writers_out() {
+        let (dir, db, first) = attached();
+        let left = dir.path().join("left.db");
+        for (from, to) in [("plain.db", "left.db"), ("plain.db-wal", "left.db-wal")] {
+            let status = std::process::Command::new("cp").arg(dir.path().join(from)).arg(dir.path().join(to)).status();
+            assert!(status.expect("cp").success());
+        }
+        drop((first, db));
+        let api = super::super::api::linked();
+        // SAFETY: the default VFS of the linked SQLite, which stays.
+        let base = unsafe { BaseVfs::new((api.vfs_find)(std::ptr::null())) };
+        let own = OwnHandle::new(base, Arc::new(Filename::new(left.as_os_str().as_encoded_bytes(), &[])), 2);
+        own.attach_locked(&mut own.state.lock(), true);
+        assert!(own.lock_write());
+        let db = rusqlite::Connection::open(&left).expect("opened");
+        db.busy_timeout(Duration::ZERO).expect("set");
+        let count = || db.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0));
+        let code = count().err().and_then(|e| e.sqlite_error().map(|e| e.extended_code));
+        assert_eq!(code, Some(rusqlite::ffi::SQLITE_BUSY_RECOVERY), "not SQLITE_PROTOCOL, after 10 s");
+        own.unlock_write();
+        assert_eq!(count().expect("recovered"), 0);
+        assert!(own.lock_write(), "with the wal-index recovered");
+        assert_eq!(count().expect("read beside"), 0);
+        own.unlock_write();
     }
 
     #[test]

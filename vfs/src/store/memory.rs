@@ -313,22 +313,23 @@ impl MemoryStore {
 
     async fn read(&self, name: &str, range: Option<Range<u64>>) -> Result<Object, StoreError> {
         self.traffic.gets.fetch_add(1, Ordering::Relaxed);
-        let _round_trip = self.traffic.begin();
         let mode = self.meet(Operation::Get, name);
-        let object = Self::run(mode, Operation::Get, name, || {
-            let state = self.bucket.state.lock();
-            let stored = state.objects.get(name).ok_or_else(|| StoreError::NotFound(name.to_owned()))?;
-            let range = clip(name, range, stored.meta.size)?;
-            let bytes = stored.bytes.slice(range.start as usize..range.end as usize);
-            Ok(Object { bytes, meta: stored.meta.clone(), date: Some(state.now()) })
-        })
-        .await?;
+        let object = self
+            .run(mode, Operation::Get, name, || {
+                let state = self.bucket.state.lock();
+                let stored = state.objects.get(name).ok_or_else(|| StoreError::NotFound(name.to_owned()))?;
+                let range = clip(name, range, stored.meta.size)?;
+                let bytes = stored.bytes.slice(range.start as usize..range.end as usize);
+                Ok(Object { bytes, meta: stored.meta.clone(), date: Some(state.now()) })
+            })
+            .await?;
         self.traffic.bytes_in.fetch_add(object.bytes.len() as u64, Ordering::Relaxed);
         Ok(object)
     }
 
     /// Runs a request that met `mode`. `effect` runs at most once.
     async fn run<T>(
+        &self,
         mode: Option<Mode>,
         operation: Operation,
         name: &str,
@@ -340,24 +341,27 @@ impl MemoryStore {
             Operation::Put | Operation::Delete => StoreError::Unknown { name: name.to_owned(), why: why() },
             Operation::Get | Operation::List => unavailable(),
         };
-        match mode {
-            None => effect(),
-            Some(Mode::Fail | Mode::Late) => Err(unavailable()),
-            Some(Mode::Refuse) => Err(StoreError::Refused { name: name.to_owned(), why: why() }),
-            Some(Mode::Damage) => Err(StoreError::Damaged { name: name.to_owned(), why: why() }),
-            Some(Mode::LoseAnswer) => effect().and_then(|_| Err(lost())),
-            Some(Mode::StallBefore(gate)) => match tokio::time::timeout(LONGEST_WAIT, gate.pass()).await {
-                Ok(()) => effect(),
-                Err(_) => Err(lost()),
-            },
-            Some(Mode::StallAfter(gate)) => {
-                let answer = effect();
-                match tokio::time::timeout(LONGEST_WAIT, gate.pass()).await {
-                    Ok(()) => answer,
+        let request = async {
+            match mode {
+                None => effect(),
+                Some(Mode::Fail | Mode::Late) => Err(unavailable()),
+                Some(Mode::Refuse) => Err(StoreError::Refused { name: name.to_owned(), why: why() }),
+                Some(Mode::Damage) => Err(StoreError::Damaged { name: name.to_owned(), why: why() }),
+                Some(Mode::LoseAnswer) => effect().and_then(|_| Err(lost())),
+                Some(Mode::StallBefore(gate)) => match tokio::time::timeout(LONGEST_WAIT, gate.pass()).await {
+                    Ok(()) => effect(),
                     Err(_) => Err(lost()),
+                },
+                Some(Mode::StallAfter(gate)) => {
+                    let answer = effect();
+                    match tokio::time::timeout(LONGEST_WAIT, gate.pass()).await {
+                        Ok(()) => answer,
+                        Err(_) => Err(lost()),
+                    }
                 }
             }
-        }
+        };
+        self.traffic.round_trip(request).await
     }
 }
 
@@ -392,7 +396,6 @@ impl Store for MemoryStore {
     ) -> Result<Meta, StoreError> {
         check_name(name)?;
         self.traffic.puts.fetch_add(1, Ordering::Relaxed);
-        let _round_trip = self.traffic.begin();
         self.traffic.bytes_out.fetch_add(body.len() as u64, Ordering::Relaxed);
         let write = Write { name: name.to_owned(), body, metadata: metadata.clone(), condition };
         let mode = self.meet(Operation::Put, name);
@@ -400,14 +403,13 @@ impl Store for MemoryStore {
             self.bucket.state.lock().late.push_back(write);
             return Err(StoreError::Unknown { name: name.to_owned(), why: "injected".to_owned() });
         }
-        Self::run(mode, Operation::Put, name, || self.bucket.write(write)).await
+        self.run(mode, Operation::Put, name, || self.bucket.write(write)).await
     }
 
     async fn list(&self, prefix: &str, start: Option<&str>) -> Result<Vec<Entry>, StoreError> {
         self.traffic.lists.fetch_add(1, Ordering::Relaxed);
-        let _round_trip = self.traffic.begin();
         let mode = self.meet(Operation::List, prefix);
-        Self::run(mode, Operation::List, prefix, || {
+        self.run(mode, Operation::List, prefix, || {
             let state = self.bucket.state.lock();
             let from = start.map_or(prefix, |start| start.max(prefix)).to_owned();
             let rows = state.objects.range(from..).take_while(|(name, _)| name.starts_with(prefix));
@@ -423,9 +425,8 @@ impl Store for MemoryStore {
 
     async fn delete(&self, name: &str, generation: Generation) -> Result<(), StoreError> {
         self.traffic.deletes.fetch_add(1, Ordering::Relaxed);
-        let _round_trip = self.traffic.begin();
         let mode = self.meet(Operation::Delete, name);
-        Self::run(mode, Operation::Delete, name, || {
+        self.run(mode, Operation::Delete, name, || {
             let mut state = self.bucket.state.lock();
             let stored = state.objects.get(name).ok_or_else(|| StoreError::NotFound(name.to_owned()))?;
             if stored.meta.generation != generation && !self.bucket.careless.load(Ordering::SeqCst) {

@@ -338,19 +338,6 @@ pub struct Traffic {
     pub round_trips: AtomicU64,
 }
 
-/// A request that is under way; see [`Traffic::begin`].
-#[derive(Debug)]
-pub struct UnderWay<'a> {
-    traffic: &'a Traffic,
-    nth: u64,
-}
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        self.traffic.round_trips.fetch_max(self.nth, Ordering::AcqRel);
-    }
-}
-
 impl Traffic {
     /// The counts at this moment: gets, puts, lists, deletes, bytes received, bytes sent.
     pub fn snapshot(&self) -> [u64; 6] {
@@ -358,10 +345,13 @@ impl Traffic {
             .map(|count| count.load(Ordering::Relaxed))
     }
 
-    /// Counts a round trip: one more than those that have ended by now. A request that nobody waited for counts like any other,
-    /// so this is never too few.
-    pub fn begin(&self) -> UnderWay<'_> {
-        UnderWay { traffic: self, nth: self.round_trips.load(Ordering::Acquire) + 1 }
+    /// Counts a round trip when the request ends: one more than those that had ended when it began. One whose answer nobody uses
+    /// counts like any other, so this is never too few; one that is given up has no answer, and nothing comes after it.
+    pub async fn round_trip<T>(&self, request: impl Future<Output = T>) -> T {
+        let nth = self.round_trips.load(Ordering::Acquire) + 1;
+        let answer = request.await;
+        self.round_trips.fetch_max(nth, Ordering::AcqRel);
+        answer
     }
 }
 
@@ -378,17 +368,33 @@ mod tests {
         assert_eq!(emulator_endpoint("https://storage.test").as_deref(), Some("https://storage.test"));
     }
 
-    #[test]
-    fn requests_at_a_time_are_one_round_trip_and_requests_in_a_row_are_several() {
+    #[tokio::test]
+    async fn requests_at_a_time_are_one_round_trip_requests_in_a_row_are_several_and_one_given_up_is_none() {
         let traffic = Traffic::default();
-        let first = [traffic.begin(), traffic.begin()];
-        drop(first);
-        assert_eq!(traffic.round_trips.load(Ordering::Relaxed), 1);
-        let long = traffic.begin();
-        drop(traffic.begin());
-        drop(traffic.begin());
-        drop(long);
-        assert_eq!(traffic.round_trips.load(Ordering::Relaxed), 3);
+        let count = || traffic.round_trips.load(Ordering::Relaxed);
+        let begin = async |request| {
+            let mut request = Box::pin(traffic.round_trip(request));
+            assert!(futures::future::poll_immediate(&mut request).await.is_none());
+            request
+        };
+        let answered = || traffic.round_trip(std::future::ready(()));
+        let (answer, first) = tokio::sync::oneshot::channel::<()>();
+        let (other_answer, second) = tokio::sync::oneshot::channel::<()>();
+        let (first, second) = (begin(first).await, begin(second).await);
+        drop((answer, other_answer));
+        assert!(first.await.is_err() && second.await.is_err());
+        assert_eq!(count(), 1);
+        let (answer, long) = tokio::sync::oneshot::channel::<()>();
+        let long = begin(long).await;
+        answered().await;
+        answered().await;
+        drop(answer);
+        assert!(long.await.is_err());
+        assert_eq!(count(), 3, "the long one was under way beside two");
+        let (_never, given_up) = tokio::sync::oneshot::channel::<()>();
+        drop(begin(given_up).await);
+        answered().await;
+        assert_eq!(count(), 4);
     }
 
     #[test]

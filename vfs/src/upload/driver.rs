@@ -28,22 +28,23 @@ use crate::protocol::{self, Answer, Lease, ObjectId, Operation, Request, SeenLea
 use crate::replica::names::{Listed, ObjectName, Replica};
 use crate::runtime;
 use crate::sqlite::header::new_database_header;
-use crate::store::{BucketTime, Condition, FileBody, Generation, Meta, Store, StoreError};
+use crate::store::{BucketTime, Condition, Generation, Meta, Store, StoreError};
 
 /// The pause before a request is repeated, doubled each time up to the second one.
 const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MOST: Duration = Duration::from_secs(1);
 /// What a request gets, however near the deadline is.
 const LEAST_WAIT: Duration = Duration::from_millis(200);
+/// How often it is seen to while an upload takes its time that the lease does not end meanwhile.
+const BESIDE: Duration = Duration::from_secs(1);
 /// The slowest upload that is waited for.
 const SLOWEST_BYTES_PER_SECOND: u64 = 256 * 1024;
 /// A longer delta is not held in memory to be sent or compared, in bytes.
 const LONG: u64 = 4 << 20;
-/// How often the lease is looked after while a long delta is sent.
-const KEEP_LEASE: Duration = Duration::from_secs(1);
 
 /// The bucket, as one operation of the protocol talks to it.
 pub(crate) struct Remote<'a> {
+    database: &'a Database,
     replica: &'a Replica,
     outbox: &'a Outbox,
     page_size: PageSize,
@@ -61,14 +62,13 @@ pub(crate) struct Remote<'a> {
     clock: &'a AtomicI64,
     /// Why the last request had no usable answer.
     why: Cell<Option<Error>>,
-    /// Renews the lease if that is due.
-    keep_lease: Box<dyn Fn() + 'a>,
 }
 
 impl<'a> Remote<'a> {
     /// For one operation.
     fn new(database: &'a Database, durable: Option<(ObjectId, Generation)>, deadline: Instant) -> Remote<'a> {
         Remote {
+            database,
             replica: &database.replica,
             outbox: &database.outbox,
             page_size: database.page_size,
@@ -81,7 +81,6 @@ impl<'a> Remote<'a> {
             deadline,
             clock: database.keeper.clock(),
             why: Cell::new(None),
-            keep_lease: Box::new(|| database.keep_lease()),
         }
     }
 
@@ -99,12 +98,11 @@ impl<'a> Remote<'a> {
             Request::PutDelta(id) => {
                 let timestamp = self.outbox.envelope(id.txid)?.timestamp_ms;
                 let name = self.replica.ltx(&ObjectName::delta(id.txid));
-                let answer = match id.size > LONG {
-                    true => self.put_long(name, self.outbox.body(&id)?, metadata(timestamp))?,
-                    false => self.put(name, self.outbox.read(&id)?, metadata(timestamp), Condition::Absent)?,
-                };
-                self.note_written(id, &answer);
-                Ok(answer)
+                *self.database.sending.lock() = Some((id, Instant::now()));
+                let answer = self.send(&id, name, metadata(timestamp));
+                *self.database.sending.lock() = None;
+                self.note_written(id, answer.as_ref().unwrap_or(&Answer::Unknown));
+                answer
             }
             Request::GetDelta(txid) => self.get_delta(txid),
             Request::MakeSeal(txid) => self.make_seal(txid),
@@ -175,16 +173,29 @@ impl<'a> Remote<'a> {
         let what = format!("writing {name}");
         let limit = self.limit(body.len() as u64);
         let put = async move { store.put(&name, body, &metadata, condition).await };
-        self.written(runtime::wait(&what, limit, put))
+        self.written(self.wait_with_lease(&what, limit, put))
     }
 
-    /// A delta that is read from the outbox as it is sent. The lease is kept meanwhile, however long that takes.
-    fn put_long(&self, name: String, body: FileBody, metadata: BTreeMap<String, String>) -> Result<Answer> {
-        let store = self.replica.store().clone();
+    /// Sends a delta of the outbox: a long one is read from there as it is sent.
+    fn send(&self, id: &ObjectId, name: String, metadata: BTreeMap<String, String>) -> Result<Answer> {
+        if id.size <= LONG {
+            return self.put(name, self.outbox.read(id)?, metadata, Condition::Absent);
+        }
+        let (body, store) = (self.outbox.body(id)?, self.replica.store().clone());
         let what = format!("writing {name}");
-        let limit = self.limit(body.size());
         let put = async move { store.put_file(&name, &body, &metadata, Condition::Absent).await };
-        self.written(runtime::wait_beside(&what, limit, KEEP_LEASE, || (self.keep_lease)(), put))
+        self.written(self.wait_with_lease(&what, self.limit(id.size), put))
+    }
+
+    /// Waits for a request that takes as long as its bytes do; the lease is kept meanwhile.
+    fn wait_with_lease<T: Send + 'static>(
+        &self,
+        what: &str,
+        limit: Duration,
+        request: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T> {
+        let mut renew = || self.database.renew_beside_an_upload();
+        runtime::wait_beside(what, limit, BESIDE, &mut renew, request)
     }
 
     fn written(&self, outcome: Result<Result<Meta, StoreError>>) -> Result<Answer> {
@@ -230,7 +241,7 @@ impl<'a> Remote<'a> {
             async move { checksum(&*store, &name, size).await }
         };
         let limit = self.limit(size);
-        let read = runtime::wait_beside(&format!("reading {name}"), limit, KEEP_LEASE, || (self.keep_lease)(), read);
+        let read = self.wait_with_lease(&format!("reading {name}"), limit, read);
         match in_time(read, &name)? {
             Ok((size, crc32c)) => Ok(Answer::Delta(Some(ObjectId { txid, size, crc32c }))),
             Err(StoreError::NotFound(_)) => Ok(Answer::Delta(None)),

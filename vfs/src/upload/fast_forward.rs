@@ -110,7 +110,7 @@ impl Database {
     }
 
     /// Remembers where the pages lie of an object that is in the WAL now.
-    fn remember_applied(&self, object: &Listed, end: WalEnd, bytes: &[u8]) -> Result<()> {
+    pub(super) fn remember_applied(&self, object: &Listed, end: WalEnd, bytes: &[u8]) -> Result<()> {
         let pending = Pending {
             level: object.name.level,
             min: object.name.min.0,

@@ -108,6 +108,7 @@ impl Database {
                 Some(Acquired::Ready) => {
                     log::info!("{}: this host writes now", self.replica.place());
                     self.shared.note_lease_used(BootTime::now());
+                    self.shared.set_others_write(false);
                     *self.holder.lock() = None;
                     return Ok(());
                 }
@@ -119,6 +120,7 @@ impl Database {
                 Some(Acquired::Busy(holder)) => {
                     *self.holder.lock() = Some(holder.who);
                     self.shared.set_held_elsewhere(BootTime::now().plus(ASK_AGAIN));
+                    self.shared.set_others_write(true);
                     return Err(self.held_elsewhere());
                 }
                 Some(Acquired::Refused(verdict)) => return Err(self.refused(verdict)),
@@ -161,17 +163,22 @@ impl Database {
         Ok(Some(Instant::now() + soon))
     }
 
-    /// Renews the lease if that is due, while a long upload is under way: its end counts only if the right stands then. Who holds the
-    /// lease lane just now sees to it as well.
-    pub(super) fn keep_lease(&self) {
-        let renew = || match self.lease_lane.try_lock()? {
-            Some(_lane) if self.change_state(|state| state.protocol.renewal_due(now()))? => {
-                self.drive(Renew::default(), Instant::now() + self.request_timeout()).map(drop)
+    /// While this thread waits for an upload, which takes minutes for a database that was just adopted: keeps the right, so that writers
+    /// go on and no other host takes the lease. Whoever has the lease lane just now sees to it.
+    pub(super) fn renew_beside_an_upload(&self) {
+        let renew = || {
+            if self.shared.right() == BootTime::default() {
+                return Ok(());
             }
-            _ => Ok(()),
+            let Some(_lease) = self.lease_lane.try_lock()? else { return Ok(()) };
+            if self.change_state(|state| state.protocol.renewal_due(now()))? {
+                // A lost lease shows in the state; the append finds out what follows from it.
+                self.drive(Renew::default(), Instant::now() + self.request_timeout())?;
+            }
+            Ok::<_, Error>(())
         };
         if let Err(e) = renew() {
-            log::debug!("{}: keeping the lease: {e}", self.replica.place());
+            self.note_error(&e);
         }
     }
 
@@ -199,10 +206,13 @@ impl Database {
 
     /// Gives the lease back, with everything settled and no writer about. Under both lanes.
     pub(crate) fn release(&self, deadline: Instant) -> Result<bool> {
+        let asked = BootTime::now();
         match self.drive(Release::default(), deadline)? {
             Some(Released::Done(next)) => {
                 let to = next.map_or_else(String::new, |next| format!(", {} is next", next.who));
                 log::info!("{}: this host gives the lease back{to}", self.replica.place());
+                // Until then nobody else could append.
+                self.shared.set_log_confirmed(asked);
                 Ok(true)
             }
             Some(Released::NotHeld) => Ok(true),

@@ -143,7 +143,7 @@ impl Database {
     }
 
     /// As [`Database::update_map`], when nothing is left to send: also what no file of ours remembers.
-    pub(super) fn update_map_when_idle(&self) -> Result<()> {
+    pub(crate) fn update_map_when_idle(&self) -> Result<()> {
         let durable = self.shared.durable();
         if !self.cache.has_unclean() && self.cache.map().txid() >= durable {
             return Ok(());

@@ -13,6 +13,7 @@ pub(crate) mod budget;
 mod conditions;
 pub(crate) mod driver;
 mod fast_forward;
+pub(crate) mod follow;
 pub(crate) mod group;
 pub(crate) mod history;
 mod lease;

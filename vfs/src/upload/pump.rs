@@ -1,5 +1,6 @@
-//! The process's background threads: a few of them for any number of databases, each database served when it is due. Uploads
-//! and the work on the history stand in two lines, so that no upload waits for a merge.
+//! The process's background threads: a few of them for any number of databases, each database served when it is due. Uploads,
+//! the work on the history and the following of the log stand in lines of their own, so that no upload waits for a merge or for a
+//! stalled read.
 //!
 //! - **Ordering.** A database is served by one thread at a time; a call for it that comes meanwhile serves it again after.
 //! - **Retries.** A turn says when it wants the next one; the pump itself never retries.
@@ -23,7 +24,11 @@ pub(crate) enum Line {
     Uploads = 0,
     /// Merging and deleting, which nobody waits for.
     History = 1,
+    /// Looking what others wrote.
+    Follow = 2,
 }
+
+const LINES: [Line; 3] = [Line::Uploads, Line::History, Line::Follow];
 
 impl Line {
     /// Threads at the most. Each may wait for one upload; and two merges at a time are as much as should be read and written
@@ -32,6 +37,7 @@ impl Line {
         match self {
             Line::Uploads => 8,
             Line::History => 2,
+            Line::Follow => 4,
         }
     }
 
@@ -39,6 +45,7 @@ impl Line {
         match self {
             Line::Uploads => "sqlite-gcs-upload",
             Line::History => "sqlite-gcs-merge",
+            Line::Follow => "sqlite-gcs-follow",
         }
     }
 
@@ -77,7 +84,7 @@ struct Pump {
     changed: Condvar,
 }
 
-static PUMPS: PerProcess<[Pump; 2]> = PerProcess::new();
+static PUMPS: PerProcess<[Pump; LINES.len()]> = PerProcess::new();
 
 /// How often an idle process looks for commits whose own process did not live to send them: each second while it has few databases
 /// open, each ten milliseconds one of them while it has many.
@@ -124,7 +131,7 @@ pub(crate) fn call_in(line: Line, owner: &Arc<dyn Turn>, due: Instant) -> Result
 
 /// Forgets `owner`; a turn that is running ends on its own.
 pub(crate) fn forget(owner: &Arc<dyn Turn>) {
-    for line in [Line::Uploads, Line::History] {
+    for line in LINES {
         line.pump().queue.lock().remove(key(owner));
     }
 }

@@ -2,12 +2,14 @@
 
 use std::fs::{self, File};
 use std::io::BufReader;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
+use crate::apply::backfill::DatabaseFile;
 use crate::apply::index::IndexHeader;
 use crate::apply::{Applier, Checkpoint, Outcome, Progress};
 use crate::capture::index::{self, Committed};
@@ -19,7 +21,7 @@ use crate::local::locks::{HostMutex, LockByte};
 use crate::local::shared::Shared;
 use crate::local::state::{FORMAT, State};
 use crate::outbox::Outbox;
-use crate::page::{PageSize, TxId};
+use crate::page::{PageCount, PageSize, Pgno, TxId};
 use crate::protocol::{self, Nonce, ObjectId};
 use crate::sqlite::index_writer::plain_index;
 
@@ -32,6 +34,24 @@ pub(super) struct Bed {
     pub(super) index: Arc<dyn WalIndex>,
     page_size: PageSize,
     outbox: Outbox,
+    /// The database file, for backfills of our own instead of SQLite's checkpoints.
+    file: Option<PlainFile>,
+}
+
+/// A database file under a descriptor that is never closed, which would drop SQLite's locks on the file.
+pub(super) struct PlainFile {
+    file: &'static File,
+    page_size: PageSize,
+}
+
+impl DatabaseFile for PlainFile {
+    fn put(&self, pgno: Pgno, page: &[u8]) -> crate::Result<()> {
+        self.file.write_all_at(page, pgno.offset(self.page_size)).map_err(|e| crate::Error::local("a page", &e))
+    }
+
+    fn cut(&self, pages: PageCount) -> crate::Result<()> {
+        self.file.set_len(pages.bytes(self.page_size)).map_err(|e| crate::Error::local("the size", &e))
+    }
 }
 
 /// A delta as it would come from the bucket.
@@ -75,7 +95,7 @@ impl Bed {
         assert!(index.bytes().is_some(), "the wal-index is not mapped");
         let capture = HostMutex::new(&layout.lock(), LockByte::Capture, capture).expect("a lock");
         let page_size = PageSize::new(page_size).expect("a legal size");
-        Bed { db, layout, shared, capture, index, page_size, outbox }
+        Bed { db, layout, shared, capture, index, page_size, outbox, file: None }
     }
 
     pub(super) fn applier(&self) -> Applier<'_> {
@@ -110,7 +130,31 @@ impl Bed {
         }
     }
 
+    /// Backfills by itself from now on.
+    pub(super) fn backfilling(mut self) -> Bed {
+        let file = File::options().write(true).open(self.layout.main()).expect("the database file");
+        self.file = Some(PlainFile { file: Box::leak(Box::new(file)), page_size: self.page_size });
+        self
+    }
+
+    /// A checkpoint that waits for nobody: its own, or SQLite's.
+    pub(super) fn backfill(&self) {
+        self.checkpoint(Checkpoint::Passive);
+    }
+
     fn checkpoint(&self, kind: Checkpoint) {
+        if let Some(file) = &self.file {
+            let begun = Instant::now();
+            loop {
+                let reached = self.applier().backfill(file).expect("a backfill");
+                let is_done = reached.is_some_and(|reached| reached.done == reached.frames);
+                if is_done || kind == Checkpoint::Passive && reached.is_some() {
+                    return;
+                }
+                assert!(begun.elapsed() < Duration::from_secs(20), "readers do not leave: {reached:?}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
         let sql = match kind {
             Checkpoint::Passive => "PRAGMA wal_checkpoint(PASSIVE)",
             Checkpoint::Restart => "PRAGMA wal_checkpoint(RESTART)",

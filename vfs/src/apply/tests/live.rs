@@ -9,12 +9,27 @@ use crate::page::TxId;
 
 #[test]
 fn readers_in_other_processes_see_one_state_at_a_time_and_the_wal_stays_short() {
-    const DELTAS: u64 = 800;
+    deltas_beside_readers(800, |follower| follower);
+}
+
+#[test]
+fn the_same_holds_with_backfills_of_our_own() {
+    deltas_beside_readers(800, Bed::backfilling);
+}
+
+#[test]
+#[ignore = "minutes"]
+fn the_same_holds_for_long() {
+    deltas_beside_readers(20_000, Bed::backfilling);
+}
+
+fn deltas_beside_readers(deltas: u64, how: impl FnOnce(Bed) -> Bed) {
     let dir = tempfile::tempdir().expect("a directory");
     let origin = Bed::prepare(&dir.path().join("origin.db"), 4096);
     let follower = Bed::prepare(&dir.path().join("follower.db"), 4096);
     create(&origin.db, 1500);
     follower.apply(&origin.send(dir.path()));
+    let follower = how(follower);
 
     let stop = dir.path().join("stop");
     let role = format!("read {} {}", follower.layout.main().display(), stop.display());
@@ -26,7 +41,7 @@ fn readers_in_other_processes_see_one_state_at_a_time_and_the_wal_stays_short() 
     }
 
     let (mut longest, mut restarts, mut frames) = (0, 0, 0);
-    for k in 2..=DELTAS {
+    for k in 2..=deltas {
         origin.write(k);
         let progress = follower.apply(&origin.send(dir.path()));
         frames += u64::from(progress.frames);
@@ -44,7 +59,7 @@ fn readers_in_other_processes_see_one_state_at_a_time_and_the_wal_stays_short() 
         println!("transactions and states of a reader: {counts}");
     }
     println!("{frames} frames, longest WAL {longest} bytes, {restarts} restarts");
-    assert_eq!(read_state(&follower.db).expect("a state"), DELTAS);
+    assert_eq!(read_state(&follower.db).expect("a state"), deltas);
     assert!(frames * 4120 > 3 * longest && restarts > 1, "the WAL does not start again");
     assert!(longest < 24 << 20, "the WAL grew to {longest} bytes");
     check_same(&origin, &follower);
@@ -162,24 +177,29 @@ fn an_empty_delta_moves_the_txid_alone() {
 
 #[test]
 fn the_wal_does_not_start_again_under_a_reader_that_uses_it() {
+    deltas_under_a_long_reader(|b| b);
+    deltas_under_a_long_reader(Bed::backfilling);
+}
+
+fn deltas_under_a_long_reader(how: impl FnOnce(Bed) -> Bed) {
     let dir = tempfile::tempdir().expect("a directory");
     let (a, b) = (Bed::prepare(&dir.path().join("a.db"), 4096), Bed::prepare(&dir.path().join("b.db"), 4096));
     create(&a.db, 300);
     b.apply(&a.send(dir.path()));
+    let b = how(b);
     let reader = super::bed::connect(b.layout.main(), 4096);
     let total = || -> i64 { reader.query_row("SELECT sum(n) FROM t", [], |row| row.get(0)).expect("a read") };
     reader.execute_batch("BEGIN; PRAGMA cache_size=2").expect("begun");
     let before = total();
-    let backfill = || b.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).expect("a checkpoint");
     for k in 2..6 {
         // The first time everything is backfilled, and the reader still reads it from the WAL.
-        backfill();
+        b.backfill();
         a.write(k);
         assert!(!b.apply(&a.send(dir.path())).restarted);
         assert_eq!(total(), before, "its snapshot changed");
     }
     reader.execute_batch("COMMIT").expect("ended");
-    backfill();
+    b.backfill();
     a.write(6);
     assert!(b.apply(&a.send(dir.path())).restarted);
     assert_eq!(read_state(&reader).expect("a state"), 6);

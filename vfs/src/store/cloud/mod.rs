@@ -89,8 +89,12 @@ impl CloudStore {
                 Some(_) => credentials::anonymous::Builder::new().build(),
                 None => credentials::Builder::default().build().map_err(|e| format!("no credentials: {e}"))?,
             };
+            // Each client of the two reads the system's certificates, which takes some milliseconds: both at a time.
+            let endpoint = self.config.endpoint.as_deref().unwrap_or("https://storage.googleapis.com");
+            let (at, bucket, for_json) = (endpoint.to_owned(), self.bucket.clone(), credentials.clone());
+            let json = tokio::task::spawn_blocking(move || Json::new(&at, &bucket, for_json));
             let mut builder = Storage::builder()
-                .with_credentials(credentials.clone())
+                .with_credentials(credentials)
                 .with_retry_policy(NeverRetry)
                 .with_read_resume_policy(NeverResume)
                 .with_resumable_upload_threshold(usize::MAX)
@@ -99,8 +103,8 @@ impl CloudStore {
                 builder = builder.with_endpoint(endpoint);
             }
             let storage = builder.build().await.map_err(|e| format!("making the client: {e}"))?;
-            let endpoint = self.config.endpoint.as_deref().unwrap_or("https://storage.googleapis.com");
-            let json = Json::new(endpoint, &self.bucket, credentials).map_err(|e| format!("making the client: {e}"))?;
+            let json = json.await.map_err(|e| format!("making the client: {e}"))?;
+            let json = json.map_err(|e| format!("making the client: {e}"))?;
             Ok(Clients { storage, json })
         };
         let refused = |why: String| StoreError::Refused { name: name.to_owned(), why };
@@ -128,7 +132,6 @@ impl CloudStore {
     /// One attempt to read the bytes of an object.
     async fn read(&self, name: &str, full: &str, range: Option<&Range<u64>>) -> Result<Object, Attempt> {
         self.traffic.gets.fetch_add(1, Ordering::Relaxed);
-        let _round_trip = self.traffic.begin();
         let storage = &self.clients(name).await?.storage;
         let mut request = storage.read_object(self.bucket_path(), full).compute_crc32c(false);
         if let Some(range) = range {
@@ -188,7 +191,6 @@ impl CloudStore {
         condition: Condition,
     ) -> Result<Meta, Attempt> {
         self.traffic.puts.fetch_add(1, Ordering::Relaxed);
-        let _round_trip = self.traffic.begin();
         let storage = &self.clients(name).await?.storage;
         let (size, checksum) = (body.size(), body.crc32c());
         self.traffic.bytes_out.fetch_add(size, Ordering::Relaxed);
@@ -230,7 +232,6 @@ impl CloudStore {
     /// One attempt to read what the store says of an object, and the bucket's clock.
     async fn stat(&self, name: &str, full: &str) -> Result<(Meta, Option<BucketTime>), Attempt> {
         self.traffic.gets.fetch_add(1, Ordering::Relaxed);
-        let _round_trip = self.traffic.begin();
         let json = &self.clients(name).await?.json;
         timeout(self.config.attempt_timeout, json.stat(name, full)).await.map_err(|_| self.silence())?
     }
@@ -255,13 +256,16 @@ impl Store for CloudStore {
         if range.as_ref().is_some_and(|range| range.is_empty()) {
             return Err(StoreError::Range(name.to_owned()));
         }
-        retry(&self.config, name, Kind::Read, || self.read(name, &full, range.as_ref())).await
+        retry(&self.config, name, Kind::Read, || self.traffic.round_trip(self.read(name, &full, range.as_ref()))).await
     }
 
     async fn get_dated(&self, name: &str) -> Result<Object, StoreError> {
         let full = self.full(name)?;
         retry(&self.config, name, Kind::Read, || async {
-            let (object, stat) = tokio::join!(self.read(name, &full, None), self.stat(name, &full));
+            let (object, stat) = tokio::join!(
+                self.traffic.round_trip(self.read(name, &full, None)),
+                self.traffic.round_trip(self.stat(name, &full))
+            );
             let (object, (meta, date)) = (object?, stat?);
             if object.meta.generation != meta.generation {
                 return Err(Attempt::Answered("it was overwritten meanwhile".to_owned()));
@@ -279,7 +283,7 @@ impl Store for CloudStore {
         condition: Condition,
     ) -> Result<Meta, StoreError> {
         let full = self.full(name)?;
-        let write = || self.write(name, &full, Body::of_bytes(&body), metadata, condition);
+        let write = || self.traffic.round_trip(self.write(name, &full, Body::of_bytes(&body), metadata, condition));
         retry(&self.config, name, Kind::Write, write).await
     }
 
@@ -291,7 +295,7 @@ impl Store for CloudStore {
         condition: Condition,
     ) -> Result<Meta, StoreError> {
         let full = self.full(name)?;
-        let write = || self.write(name, &full, Body::of_file(body), metadata, condition);
+        let write = || self.traffic.round_trip(self.write(name, &full, Body::of_file(body), metadata, condition));
         retry(&self.config, name, Kind::Write, write).await
     }
 
@@ -303,17 +307,16 @@ impl Store for CloudStore {
         let own = self.below("").len();
         let (mut rows, mut token) = (Vec::new(), None);
         loop {
-            let page = retry(&self.config, shown, Kind::Read, || async {
+            let page = || async {
                 self.traffic.lists.fetch_add(1, Ordering::Relaxed);
-                let _round_trip = self.traffic.begin();
                 let json = &self.clients(shown).await?.json;
                 let page = json.list(shown, &full_prefix, full_start.as_deref(), token.as_deref());
                 match timeout(self.config.attempt_timeout, page).await.map_err(|_| self.silence())? {
                     Err(Attempt::Final(StoreError::NotFound(_))) => Err(self.no_bucket(shown)),
                     answer => answer,
                 }
-            })
-            .await?;
+            };
+            let page = retry(&self.config, shown, Kind::Read, || self.traffic.round_trip(page())).await?;
             for mut row in page.rows {
                 // What the prefix did not ask for would be cut wrongly.
                 if row.name.starts_with(&full_prefix) {
@@ -330,15 +333,14 @@ impl Store for CloudStore {
 
     async fn delete(&self, name: &str, generation: Generation) -> Result<(), StoreError> {
         let full = self.full(name)?;
-        retry(&self.config, name, Kind::Delete, || async {
+        let delete = || async {
             self.traffic.deletes.fetch_add(1, Ordering::Relaxed);
-            let _round_trip = self.traffic.begin();
             let json = &self.clients(name).await?.json;
             timeout(self.config.attempt_timeout, json.delete(name, &full, generation))
                 .await
                 .map_err(|_| self.silence())?
-        })
-        .await
+        };
+        retry(&self.config, name, Kind::Delete, || self.traffic.round_trip(delete())).await
     }
 
     fn traffic(&self) -> &Traffic {

@@ -79,7 +79,7 @@ impl DirectoryStore {
     ) -> Result<T, StoreError> {
         let (place, shown) = (Arc::clone(&self.place), name.to_owned());
         let task = tokio::task::spawn_blocking(move || work(&place, &shown));
-        let why = match tokio::time::timeout(limit, task).await {
+        let why = match self.traffic.round_trip(tokio::time::timeout(limit, task)).await {
             Ok(Ok(answer)) => return answer,
             Ok(Err(stopped)) => stopped.to_string(),
             Err(_) => format!("the file system did not answer within {} s", limit.as_secs()),
@@ -97,7 +97,6 @@ impl Store for DirectoryStore {
 
     async fn get(&self, name: &str, range: Option<Range<u64>>) -> Result<Object, StoreError> {
         self.traffic.gets.fetch_add(1, Ordering::Relaxed);
-        let _round_trip = self.traffic.begin();
         let object = self
             .run(name, false, move |place, name| match is_plain(name) {
                 true => plain::get(place, name, range),
@@ -123,7 +122,6 @@ impl Store for DirectoryStore {
         condition: Condition,
     ) -> Result<Meta, StoreError> {
         self.traffic.puts.fetch_add(1, Ordering::Relaxed);
-        let _round_trip = self.traffic.begin();
         self.traffic.bytes_out.fetch_add(body.len() as u64, Ordering::Relaxed);
         let metadata = metadata.clone();
         self.run(name, true, move |place, name| match is_plain(name) {
@@ -144,7 +142,6 @@ impl Store for DirectoryStore {
         condition: Condition,
     ) -> Result<Meta, StoreError> {
         self.traffic.puts.fetch_add(1, Ordering::Relaxed);
-        let _round_trip = self.traffic.begin();
         self.traffic.bytes_out.fetch_add(body.size(), Ordering::Relaxed);
         let (metadata, body) = (metadata.clone(), body.clone());
         let limit = self.config.deadline + self.config.transfer(body.size());
@@ -163,7 +160,6 @@ impl Store for DirectoryStore {
 
     async fn list(&self, prefix: &str, start: Option<&str>) -> Result<Vec<Entry>, StoreError> {
         self.traffic.lists.fetch_add(1, Ordering::Relaxed);
-        let _round_trip = self.traffic.begin();
         let start = start.unwrap_or_default().to_owned();
         self.run(prefix, false, move |place, prefix| {
             let mut listing = Listing { place, prefix, start: &start, rows: Vec::new() };
@@ -177,7 +173,6 @@ impl Store for DirectoryStore {
 
     async fn delete(&self, name: &str, generation: Generation) -> Result<(), StoreError> {
         self.traffic.deletes.fetch_add(1, Ordering::Relaxed);
-        let _round_trip = self.traffic.begin();
         self.run(name, true, move |place, name| match is_plain(name) {
             true => plain::delete(place, name, generation),
             false => numbered::delete(place, name, generation),
