@@ -372,27 +372,27 @@ mod tests {
     async fn requests_at_a_time_are_one_round_trip_requests_in_a_row_are_several_and_one_given_up_is_none() {
         let traffic = Traffic::default();
         let count = || traffic.round_trips.load(Ordering::Relaxed);
-        let begin = async |request| {
+        let begin = |request| {
             let mut request = Box::pin(traffic.round_trip(request));
-            assert!(futures::future::poll_immediate(&mut request).await.is_none());
+            assert!(futures::FutureExt::now_or_never(&mut request).is_none());
             request
         };
         let answered = || traffic.round_trip(std::future::ready(()));
         let (answer, first) = tokio::sync::oneshot::channel::<()>();
         let (other_answer, second) = tokio::sync::oneshot::channel::<()>();
-        let (first, second) = (begin(first).await, begin(second).await);
+        let (first, second) = (begin(first), begin(second));
         drop((answer, other_answer));
         assert!(first.await.is_err() && second.await.is_err());
         assert_eq!(count(), 1);
         let (answer, long) = tokio::sync::oneshot::channel::<()>();
-        let long = begin(long).await;
+        let long = begin(long);
         answered().await;
         answered().await;
         drop(answer);
         assert!(long.await.is_err());
         assert_eq!(count(), 3, "the long one was under way beside two");
         let (_never, given_up) = tokio::sync::oneshot::channel::<()>();
-        drop(begin(given_up).await);
+        drop(begin(given_up));
         answered().await;
         assert_eq!(count(), 4);
     }
