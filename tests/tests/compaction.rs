@@ -12,7 +12,6 @@ use sqlite_gcs_tests::content::content;
 use sqlite_gcs_tests::judge::Logged;
 use sqlite_gcs_tests::litestream::Point;
 use sqlite_gcs_tests::machine::Session;
-use sqlite_gcs_tests::poll;
 use sqlite_gcs_tests::proxy::{Class, Fault, Request};
 
 const HOURS: Duration = Duration::from_secs(3 * 3600);
@@ -34,16 +33,6 @@ fn begin(bed: &Bed, name: &str, settings: &str) -> Session {
     session
 }
 
-/// Waits until the historian has come to rest, and the bucket with it.
-fn rest(bed: &Bed) {
-    let mut before = 0;
-    assert!(poll(Duration::from_secs(20), || {
-        std::thread::sleep(Duration::from_millis(100));
-        let requests = bed.proxy.requests();
-        std::mem::replace(&mut before, requests) == requests
-    }));
-}
-
 /// Has the history come to rest, and returns the log, which has to be small.
 fn settled(bed: &Bed, session: &mut Session, rng: &mut fastrand::Rng) -> Vec<Logged> {
     commit(session, rng);
@@ -52,7 +41,7 @@ fn settled(bed: &Bed, session: &mut Session, rng: &mut fastrand::Rng) -> Vec<Log
     for _ in 0..66 {
         commit(session, rng);
     }
-    rest(bed);
+    bed.rest();
     let log = bed.judge.log();
     let seals = log.iter().filter(|object| object.level == 0 && object.pages == 0).count();
     // Pages of the state that the last checkpoint reached may yet be read, so what is newer stays.
@@ -130,7 +119,7 @@ fn pages_never_read_are_found_when_the_objects_they_lay_in_are_gone() {
         }
         session.sql("PRAGMA wal_checkpoint").unwrap();
     }
-    rest(&bed);
+    bed.rest();
     let after = bed.judge.log();
     let left = before.iter().filter(|object| object.pages > 0 && after.contains(object)).count();
     assert!(left <= 1, "{left} of {} are left, the first delta and what else?", before.len());
@@ -168,7 +157,7 @@ fn a_kill_at_any_request_of_the_history_leaves_a_whole_replica() {
         for _ in 0..70 {
             commit(&mut session, &mut rng);
         }
-        rest(&bed);
+        bed.rest();
         let now = content(&mut session);
         assert!(bed.proxy.wait_for_stalled(n), "{n} met no request of the history");
         session.kill();
