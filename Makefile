@@ -16,7 +16,7 @@ DEMO_ONCE ?=
 WITH ?=
 # For every cargo command; CI passes --locked.
 CARGO_FLAGS ?=
-# Of the benchmark: which of its sections (write read commit service cold), and how long.
+# Of the benchmark: which of its sections (write read commit service cold cost).
 BENCH ?= write read
 
 built = $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,release)

@@ -12,6 +12,7 @@ mod chart;
 mod cold;
 mod commit;
 mod contender;
+mod cost;
 mod machine;
 mod read;
 mod report;
@@ -39,6 +40,8 @@ struct Settings {
     repeats: usize,
     /// Sizes of the databases of the section `cold`, in MB.
     sizes: Vec<u64>,
+    /// How long the section `cost` writes.
+    cost: Duration,
 }
 
 /// A section's name on the command line, and what runs it.
@@ -47,8 +50,10 @@ type Section = (&'static str, fn(&Settings) -> Result<Vec<Report>, Failure>);
 const SECTIONS: [Section; 4] =
     [("write", write::run), ("read", read::run), ("commit", commit::run), ("service", service::run)];
 
-/// The section that has a table of its own.
-const COLD: &str = "cold";
+/// The same for a section that has a table of its own.
+type OwnSection = (&'static str, fn(&Settings) -> Result<(), Failure>);
+
+const OWN: [OwnSection; 2] = [("cold", cold::run), ("cost", cost::run)];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -66,30 +71,40 @@ fn main() -> ExitCode {
 }
 
 fn bench(arguments: Vec<String>) -> Result<(), Failure> {
-    let mut settings =
-        Settings { out: "target/bench".into(), duration: Duration::from_secs(3), repeats: 5, sizes: vec![108, 1024] };
-    let (mut wanted, mut cold) = (Vec::new(), false);
+    let mut settings = Settings {
+        out: "target/bench".into(),
+        duration: Duration::from_secs(3),
+        repeats: 5,
+        sizes: vec![108, 1024],
+        cost: cost::DURATION,
+    };
+    let (mut wanted, mut own) = (Vec::new(), Vec::new());
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
         match argument.as_str() {
             "--out" => settings.out = value()?.into(),
-            "--seconds" => settings.duration = Duration::from_secs_f64(value()?.parse()?),
+            "--seconds" => {
+                settings.duration = Duration::from_secs_f64(value()?.parse()?);
+                settings.cost = settings.duration;
+            }
             "--repeats" => settings.repeats = value()?.parse::<usize>()?.max(1),
             "--sizes" => settings.sizes = value()?.split(',').map(str::parse).collect::<Result<_, _>>()?,
-            name if name == COLD => cold = true,
-            name => match SECTIONS.iter().find(|(section, _)| *section == name) {
-                Some(section) => wanted.push(section),
-                None => {
-                    let known: Vec<_> = SECTIONS.iter().map(|(name, _)| *name).chain([COLD]).collect();
-                    return Err(format!("no section {name}: there are {}", known.join(", ")).into());
+            name => {
+                let section = SECTIONS.iter().find(|(section, _)| *section == name);
+                let with_table = OWN.iter().find(|(section, _)| *section == name);
+                if section.is_none() && with_table.is_none() {
+                    let known = SECTIONS.iter().map(|(name, _)| *name).chain(OWN.map(|(name, _)| name));
+                    let known = known.collect::<Vec<_>>().join(", ");
+                    return Err(format!("no section {name}: there are {known}").into());
                 }
-            },
+                wanted.extend(section);
+                own.extend(with_table);
+            }
         }
     }
-    if wanted.is_empty() && !cold {
-        wanted = SECTIONS.iter().collect();
-        cold = true;
+    if wanted.is_empty() && own.is_empty() {
+        (wanted, own) = (SECTIONS.iter().collect(), OWN.iter().collect());
     }
     std::fs::create_dir_all(&settings.out)?;
     println!("{}\n", machine::describe()?);
@@ -100,8 +115,8 @@ fn bench(arguments: Vec<String>) -> Result<(), Failure> {
             println!("{report}\nchart: {}\n", chart.display());
         }
     }
-    if cold {
-        cold::run(&settings)?;
+    for (_, run) in own {
+        run(&settings)?;
     }
     Ok(())
 }

@@ -23,6 +23,9 @@ pub fn run(arguments: &[String]) -> Result<(), Failure> {
     }
     sqlite_gcs::register()?;
     let duration = Duration::from_secs_f64(seconds.parse()?);
+    if load == "cost" {
+        return crate::cost::work(uri, duration);
+    }
     let db = Connection::open(uri)?;
     db.execute_batch("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;")?;
     db.execute_batch("CREATE TABLE IF NOT EXISTS t(id INTEGER PRIMARY KEY, a INTEGER, b TEXT)")?;

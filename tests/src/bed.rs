@@ -52,6 +52,18 @@ impl Bed {
         poll(Duration::from_secs(10), || self.lease_is("released"))
     }
 
+    /// Waits until the historian has come to rest, and the bucket with it.
+    #[track_caller]
+    pub fn rest(&self) {
+        let mut before = 0;
+        let rests = poll(Duration::from_secs(20), || {
+            std::thread::sleep(Duration::from_millis(100));
+            let requests = self.proxy.requests();
+            std::mem::replace(&mut before, requests) == requests
+        });
+        assert!(rests, "the bucket does not come to rest");
+    }
+
     /// Class A requests of the hosts so far.
     pub fn class_a(&self) -> u64 {
         self.proxy.count(Class::Put) + self.proxy.count(Class::List)

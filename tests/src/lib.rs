@@ -5,6 +5,7 @@
 //! A missing component is an error that names `make setup`, never a skipped test.
 
 pub mod bed;
+pub mod content;
 pub mod emulator;
 pub mod faulty_vfs;
 pub mod host;

@@ -87,6 +87,12 @@ class Host:
             thread.join()
         return {"done": True, "seconds": time.monotonic() - began}
 
+    # All pages as SQLite reads them, into a file.
+    def do_pages(self, db, file):
+        with open(file, "wb") as out:
+            out.write(self.open[db].serialize())
+        return {}
+
     # Transactions of one connection, each of which keeps what `do_watch` checks. Returns [k, when it was committed] of each.
     def do_change(self, db, seconds, pause, rows, bytes):
         db, commits = self.open[db], []

@@ -130,10 +130,16 @@ impl Peer {
     /// If the process ended or the step takes longer than a minute and a half.
     #[track_caller]
     pub fn answer(&mut self) -> Result<String, String> {
+        self.answer_within(LIMIT)
+    }
+
+    /// The same for a step that may take longer.
+    #[track_caller]
+    pub fn answer_within(&mut self, limit: Duration) -> Result<String, String> {
         loop {
-            let line = match self.answers.recv_timeout(LIMIT) {
+            let line = match self.answers.recv_timeout(limit) {
                 Ok(line) => line,
-                Err(RecvTimeoutError::Timeout) => panic!("no answer within {} s", LIMIT.as_secs()),
+                Err(RecvTimeoutError::Timeout) => panic!("no answer within {} s", limit.as_secs()),
                 Err(RecvTimeoutError::Disconnected) => panic!("the peer ended: {}", self.end_text()),
             };
             match line.split_once(' ') {

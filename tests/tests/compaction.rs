@@ -6,37 +6,16 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rusqlite::Connection;
 use serde_json::Value;
 use sqlite_gcs_tests::bed::Bed;
+use sqlite_gcs_tests::content::content;
 use sqlite_gcs_tests::judge::Logged;
-use sqlite_gcs_tests::litestream::{self, Point};
+use sqlite_gcs_tests::litestream::Point;
 use sqlite_gcs_tests::machine::Session;
-use sqlite_gcs_tests::poll;
 use sqlite_gcs_tests::proxy::{Class, Fault, Request};
-use sqlite_gcs_tests::shell::Scratch;
 
 const HOURS: Duration = Duration::from_secs(3 * 3600);
 const ROWS: u32 = 300;
-
-/// All of the table, as one text.
-const CONTENT: &str = "SELECT group_concat(id || '=' || text, ';') FROM (SELECT * FROM t ORDER BY id)";
-
-fn content(session: &mut Session) -> String {
-    session.sql(CONTENT).unwrap()[0][0].as_str().unwrap_or_default().to_owned()
-}
-
-/// The same, as Litestream restores it.
-fn restored(bed: &Bed, point: Point<'_>) -> String {
-    let scratch = Scratch::new();
-    let file = scratch.join("restored.db");
-    litestream::restore_into(&format!("{}/app.db", bed.emulator.url()), Some(&bed.emulator.host()), point, &file)
-        .unwrap();
-    let db = Connection::open(&file).unwrap();
-    let check: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
-    assert_eq!(check, "ok");
-    db.query_row(CONTENT, [], |row| row.get::<_, Option<String>>(0)).unwrap().unwrap_or_default()
-}
 
 /// One transaction that changes a random row, as one object of the log.
 fn commit(session: &mut Session, rng: &mut fastrand::Rng) {
@@ -54,16 +33,6 @@ fn begin(bed: &Bed, name: &str, settings: &str) -> Session {
     session
 }
 
-/// Waits until the historian has come to rest, and the bucket with it.
-fn rest(bed: &Bed) {
-    let mut before = 0;
-    assert!(poll(Duration::from_secs(20), || {
-        std::thread::sleep(Duration::from_millis(100));
-        let requests = bed.proxy.requests();
-        std::mem::replace(&mut before, requests) == requests
-    }));
-}
-
 /// Has the history come to rest, and returns the log, which has to be small.
 fn settled(bed: &Bed, session: &mut Session, rng: &mut fastrand::Rng) -> Vec<Logged> {
     commit(session, rng);
@@ -72,7 +41,7 @@ fn settled(bed: &Bed, session: &mut Session, rng: &mut fastrand::Rng) -> Vec<Log
     for _ in 0..66 {
         commit(session, rng);
     }
-    rest(bed);
+    bed.rest();
     let log = bed.judge.log();
     let seals = log.iter().filter(|object| object.level == 0 && object.pages == 0).count();
     // Pages of the state that the last checkpoint reached may yet be read, so what is newer stays.
@@ -104,7 +73,7 @@ fn a_long_history_stays_small_and_every_copy_agrees() {
             commit(&mut session, &mut rng);
         }
         let now = content(&mut session);
-        assert_eq!(restored(&bed, Point::Newest), now, "round {round}");
+        assert_eq!(bed.restored(Point::Newest), now, "round {round}");
         let mut reader = bed.host("reader", settings).open();
         assert_eq!(content(&mut reader), now, "a cold open");
         assert_eq!(reader.quit(), Some(0));
@@ -121,7 +90,7 @@ fn a_long_history_stays_small_and_every_copy_agrees() {
     assert!(log.iter().any(|object| object.level == 9), "a snapshot");
     let status = session.status();
     assert_eq!(status["last_error"], Value::Null);
-    assert_eq!(restored(&bed, Point::Newest), content(&mut session));
+    assert_eq!(bed.restored(Point::Newest), content(&mut session));
     assert_eq!(session.quit(), Some(0));
 }
 
@@ -150,7 +119,7 @@ fn pages_never_read_are_found_when_the_objects_they_lay_in_are_gone() {
         }
         session.sql("PRAGMA wal_checkpoint").unwrap();
     }
-    rest(&bed);
+    bed.rest();
     let after = bed.judge.log();
     let left = before.iter().filter(|object| object.pages > 0 && after.contains(object)).count();
     assert!(left <= 1, "{left} of {} are left, the first delta and what else?", before.len());
@@ -188,16 +157,16 @@ fn a_kill_at_any_request_of_the_history_leaves_a_whole_replica() {
         for _ in 0..70 {
             commit(&mut session, &mut rng);
         }
-        rest(&bed);
+        bed.rest();
         let now = content(&mut session);
         assert!(bed.proxy.wait_for_stalled(n), "{n} met no request of the history");
         session.kill();
         bed.proxy.heal();
-        assert_eq!(restored(&bed, Point::Newest), now, "killed at {n}");
+        assert_eq!(bed.restored(Point::Newest), now, "killed at {n}");
         bed.judge.log();
         // What was held may still arrive.
         bed.proxy.release();
-        assert_eq!(restored(&bed, Point::Newest), now, "killed at {n}, and late");
+        assert_eq!(bed.restored(Point::Newest), now, "killed at {n}, and late");
         bed.judge.log();
     }
     let mut session = begin(&bed, "b", settings);

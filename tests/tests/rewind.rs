@@ -3,31 +3,11 @@
 
 use std::time::Duration;
 
-use rusqlite::Connection;
 use serde_json::Value;
 use sqlite_gcs_tests::bed::Bed;
-use sqlite_gcs_tests::litestream::{self, Point};
+use sqlite_gcs_tests::content::content_on;
+use sqlite_gcs_tests::litestream::Point;
 use sqlite_gcs_tests::machine::Session;
-use sqlite_gcs_tests::shell::Scratch;
-
-/// The schema, and the table that is always there.
-const CONTENT: &str = "SELECT (SELECT group_concat(sql, ';') FROM sqlite_master) || \
-    coalesce((SELECT group_concat(id || '=' || text, ';') FROM (SELECT * FROM t ORDER BY id)), '')";
-
-fn content(session: &mut Session, name: &str) -> String {
-    session.sql_on(name, CONTENT).unwrap()[0][0].as_str().unwrap().to_owned()
-}
-
-fn restored(bed: &Bed, point: Point<'_>) -> String {
-    let scratch = Scratch::new();
-    let file = scratch.join("restored.db");
-    litestream::restore_into(&format!("{}/app.db", bed.emulator.url()), Some(&bed.emulator.host()), point, &file)
-        .unwrap();
-    let db = Connection::open(&file).unwrap();
-    let check: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
-    assert_eq!(check, "ok");
-    db.query_row(CONTENT, [], |row| row.get(0)).unwrap()
-}
 
 /// Runs statements, and returns the TXID that they are in the bucket as.
 fn step(session: &mut Session, sql: &str) -> String {
@@ -61,42 +41,42 @@ fn any_state_comes_back_whole_and_those_in_between_stay() {
     ];
     for sql in steps {
         let txid = step(&mut session, sql);
-        states.push((txid, content(&mut session, "db")));
+        states.push((txid, content_on(&mut session, "db")));
     }
     for round in 0..10 {
         // First of all from a database that was cut off to one whose pages were not written again since.
         let at = if round == 0 { 6 } else { rng.usize(0..states.len()) };
         let (txid, expected) = states[at].clone();
         // A reader in the middle of a transaction keeps its snapshot.
-        let before = content(&mut session, "other");
+        let before = content_on(&mut session, "other");
         session.sql_on("other", "BEGIN").unwrap();
-        assert_eq!(content(&mut session, "other"), before);
+        assert_eq!(content_on(&mut session, "other"), before);
         let now = session.sql(&format!("PRAGMA gcs_rewind='{txid}'")).unwrap();
         let now = now[0][0].as_str().unwrap().to_owned();
-        assert_eq!(content(&mut session, "other"), before, "round {round}: its snapshot");
+        assert_eq!(content_on(&mut session, "other"), before, "round {round}: its snapshot");
         session.sql_on("other", "COMMIT").unwrap();
         for name in ["db", "other"] {
-            assert_eq!(content(&mut session, name), expected, "round {round}: {name} at {txid}");
+            assert_eq!(content_on(&mut session, name), expected, "round {round}: {name} at {txid}");
             assert_eq!(session.sql_on(name, "PRAGMA integrity_check").unwrap(), [["ok"]]);
         }
-        assert_eq!(restored(&bed, Point::Newest), expected);
-        assert_eq!(restored(&bed, Point::TxId(&now)), expected);
+        assert_eq!(bed.restored(Point::Newest), expected);
+        assert_eq!(bed.restored(Point::TxId(&now)), expected);
         states.push((now, expected));
         if rng.bool() {
             session.sql("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
         }
         if rng.bool() {
             let txid = step(&mut session, &fill);
-            states.push((txid, content(&mut session, "db")));
+            states.push((txid, content_on(&mut session, "db")));
         }
     }
     for (txid, expected) in states.iter().step_by(4) {
-        assert_eq!(restored(&bed, Point::TxId(txid)), *expected, "nothing is erased: {txid}");
+        assert_eq!(bed.restored(Point::TxId(txid)), *expected, "nothing is erased: {txid}");
     }
-    let now = content(&mut session, "db");
+    let now = content_on(&mut session, "db");
     assert_eq!(session.quit(), Some(0));
     let mut session = bed.host("b", "").open();
-    assert_eq!(content(&mut session, "db"), now, "a cold open");
+    assert_eq!(content_on(&mut session, "db"), now, "a cold open");
 }
 
 #[test]

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sqlite_gcs::store::memory::MemoryStore;
-use sqlite_gcs::store::{self, BucketUrl, Condition, Config, Generation, Meta, SharedStore, Store, StoreError};
+use sqlite_gcs::store::{
+    self, BucketUrl, Condition, Config, FileBody, Generation, Meta, SharedStore, Store, StoreError,
+};
 use sqlite_gcs_tests::emulator::Emulator;
 
 /// Everything listed has to hold, but for what the place behind the store is known not to do.
@@ -56,6 +58,7 @@ async fn keeps_every_promise(place: Place) {
     an_object_comes_back_as_it_went(store).await;
     an_empty_object_is_an_object(store).await;
     a_range_is_cut_to_the_object(store, place.tells_size).await;
+    a_file_comes_back_as_it_went(store).await;
     any_name_will_do(store).await;
     a_bad_name_is_refused(store).await;
     conditions_hold(store).await;
@@ -158,6 +161,31 @@ async fn a_range_is_cut_to_the_object(store: &dyn Store, tells_size: bool) {
             let error = store.get(name, Some(range.clone())).await.unwrap_err();
             assert_eq!(error, StoreError::Range(name.to_owned()), "{range:?}");
         }
+    }
+}
+
+async fn a_file_comes_back_as_it_went(store: &dyn Store) {
+    let content: Vec<u8> = (0..5_000_000u32).map(|n| (n ^ (n >> 9)) as u8).collect();
+    let mut file = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut file, &content).unwrap();
+    // The rest of the file is not part of it.
+    let size = content.len() - 11;
+    let body = FileBody::new(file, size as u64).unwrap();
+    assert_eq!((body.size(), body.crc32c()), (size as u64, crc32c::crc32c(&content[..size])));
+    for name in ["file/a", "file/ltx/0/1.ltx"] {
+        let mut outcome = store.put_file(name, &body, &BTreeMap::new(), Condition::Absent).await;
+        if matches!(outcome, Err(StoreError::Unknown { .. })) {
+            outcome = store.put_file(name, &body, &BTreeMap::new(), Condition::Absent).await;
+        }
+        let meta = outcome.unwrap_or_else(|error| panic!("{}: {error}", store.place()));
+        assert_eq!((meta.size, meta.crc32c), (size as u64, Some(body.crc32c())));
+        let object = store.get(name, None).await.unwrap();
+        assert!(object.bytes == content[..size] && object.meta.generation == meta.generation, "{}", store.place());
+        // Whoever adds up ranges compares with this.
+        let last = store.get(name, Some(size as u64 - 5..size as u64 + 5)).await.unwrap();
+        assert!(last.meta.crc32c.is_none_or(|told| told == body.crc32c()), "{}: of the whole object", store.place());
+        let again = store.put_file(name, &body, &BTreeMap::new(), Condition::Absent).await;
+        assert!(is_precondition(&again), "{}: {again:?}", store.place());
     }
 }
 

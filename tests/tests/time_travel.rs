@@ -3,16 +3,13 @@
 
 use std::time::Duration;
 
-use rusqlite::Connection;
 use serde_json::Value;
 use sqlite_gcs_tests::bed::Bed;
-use sqlite_gcs_tests::litestream::{self, Point};
+use sqlite_gcs_tests::content::{content, content_at};
+use sqlite_gcs_tests::litestream::Point;
 use sqlite_gcs_tests::machine::{Host, Session};
-use sqlite_gcs_tests::shell::Scratch;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-
-const CONTENT: &str = "SELECT group_concat(id || '=' || text, ';') FROM (SELECT * FROM t ORDER BY id)";
 
 /// A host whose database has a history of so many transactions, one object each.
 fn with_history(bed: &Bed, settings: &str, transactions: i64) -> (Host, Session) {
@@ -36,23 +33,6 @@ fn history(session: &mut Session) -> Vec<(String, String)> {
     rows.iter().map(|row| (text(&row[0]), text(&row[1]))).collect()
 }
 
-fn restored(bed: &Bed, point: Point<'_>) -> String {
-    let scratch = Scratch::new();
-    let file = scratch.join("restored.db");
-    litestream::restore_into(&format!("{}/app.db", bed.emulator.url()), Some(&bed.emulator.host()), point, &file)
-        .unwrap();
-    let db = Connection::open(&file).unwrap();
-    db.query_row(CONTENT, [], |row| row.get::<_, Option<String>>(0)).unwrap().unwrap_or_default()
-}
-
-fn content_at(session: &mut Session, host: &Host, at: &str) -> String {
-    session.connect_to("past", &format!("{}&at={at}", host.uri()), Duration::from_secs(1)).unwrap();
-    assert_eq!(session.sql_on("past", "PRAGMA integrity_check").unwrap(), [["ok"]]);
-    let content = session.sql_on("past", CONTENT).unwrap()[0][0].as_str().unwrap_or_default().to_owned();
-    session.ask(&serde_json::json!({ "do": "close", "db": "past" })).unwrap();
-    content
-}
-
 fn files(host: &Host) -> Vec<String> {
     let folder = std::fs::read_dir(host.file().parent().unwrap()).unwrap().flatten();
     let mut names: Vec<String> = folder.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
@@ -69,15 +49,15 @@ fn every_point_opens_as_litestream_restores_it() {
     let mut rng = fastrand::Rng::with_seed(3);
     for _ in 0..5 {
         let (txid, time) = &points[rng.usize(2..points.len() - 1)];
-        let expected = restored(&bed, Point::TxId(txid));
+        let expected = bed.restored(Point::TxId(txid));
         assert_eq!(content_at(&mut session, &host, txid), expected, "as of {txid}");
         // A time means the newest state not after it; Litestream's `-timestamp` the newest before it.
         assert_eq!(content_at(&mut session, &host, time), expected, "as of {time}");
         let after = OffsetDateTime::parse(time, &Rfc3339).unwrap() + Duration::from_millis(1);
         let after = after.format(&Rfc3339).unwrap();
-        assert_eq!(restored(&bed, Point::Timestamp(&after)), expected, "litestream before {after}");
+        assert_eq!(bed.restored(Point::Timestamp(&after)), expected, "litestream before {after}");
     }
-    let now = session.sql(CONTENT).unwrap()[0][0].as_str().unwrap().to_owned();
+    let now = content(&mut session);
     assert_eq!(content_at(&mut session, &host, "-0s"), now);
 }
 
@@ -106,9 +86,9 @@ fn a_state_of_the_past_is_lazy_read_only_and_nothing_to_the_live_database() {
     }
     assert_eq!(files(&host), before, "it left files behind");
     session.sql("DETACH past").unwrap();
-    let now = session.sql(CONTENT).unwrap()[0][0].as_str().unwrap().to_owned();
+    let now = content(&mut session);
     assert_eq!(session.quit(), Some(0));
-    assert_eq!(restored(&bed, Point::Newest), now);
+    assert_eq!(bed.restored(Point::Newest), now);
     // Without a live database it makes none.
     let other = bed.host("b", "");
     let mut session = other.boot();

@@ -16,13 +16,15 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::capture::position::Position;
-use crate::delta::{Decoder, EncodeError, Encoder, Header};
+use crate::delta::{Decoder, EncodeError, Encoder, Header, TAIL_MIN, tail_layout};
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::{remove, suffixed, sync_dir};
 use crate::page::TxId;
 use crate::protocol::ObjectId;
 use crate::replica::fetch::{LocalObjects, ReadAt};
+use crate::replica::index_fetch::{ObjectIndex, WHOLE};
 use crate::replica::names::ObjectName;
+use crate::store::FileBody;
 
 const MAGIC: &[u8; 8] = b"GCSFROZE";
 const TAIL: u64 = 16;
@@ -74,10 +76,10 @@ impl Outbox {
         self.adopt_refrozen(&[])?;
         let mut fresh = Vec::new();
         for (old, txid) in self.list()?.into_iter().zip((first.0..).map(TxId)) {
-            let bytes = self.read(&old.id)?;
+            let body = self.body(&old.id)?;
             let path = suffixed(&self.path(txid), REFROZEN);
             let envelope =
-                self.freeze_as(&path, txid, old.position, old.timestamp_ms, |out| renumber(&bytes, txid, out))?;
+                self.freeze_as(&path, txid, old.position, old.timestamp_ms, |out| renumber(body.reader(), txid, out))?;
             fresh.push(envelope.id);
         }
         Ok(fresh)
@@ -205,6 +207,41 @@ impl Outbox {
         Ok(bytes.into())
     }
 
+    /// The same for a delta that is too long to be held in memory.
+    pub(crate) fn body(&self, id: &ObjectId) -> Result<FileBody> {
+        let path = self.path(id.txid);
+        let body = File::open(&path).and_then(|file| FileBody::new(file, id.size));
+        let body = body.map_err(|e| Error::local(format_args!("reading {}", path.display()), &e))?;
+        if body.crc32c() != id.crc32c {
+            return Err(Error::new(ErrorKind::Corrupt, format!("{}: its bytes changed on disk", path.display())));
+        }
+        Ok(body)
+    }
+
+    /// A frozen delta's header, and its end with the page index: of one that is read whole, all of it.
+    pub(crate) fn ends(&self, id: &ObjectId) -> Result<(Bytes, Bytes)> {
+        if id.size <= WHOLE {
+            let bytes = self.read(id)?;
+            return Ok((bytes.clone(), bytes));
+        }
+        let path = self.path(id.txid);
+        let failed = |e: std::io::Error| Error::local(format_args!("reading {}", path.display()), &e);
+        let file = File::open(&path).map_err(failed)?;
+        let piece = |at: u64, length: u64| {
+            let mut bytes = vec![0; length as usize];
+            std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, at).map(|()| bytes).map_err(failed)
+        };
+        let last = piece(id.size - TAIL_MIN as u64, TAIL_MIN as u64)?;
+        let tail = tail_layout(&last, id.size).map_err(|e| Error::from(e).context(path.display()))?;
+        Ok((piece(0, Header::LEN as u64)?.into(), piece(id.size - tail, tail)?.into()))
+    }
+
+    /// Where a frozen delta's pages lie.
+    pub(crate) fn index(&self, id: &ObjectId) -> Result<ObjectIndex> {
+        let (start, end) = self.ends(id)?;
+        ObjectIndex::decode(ObjectName::delta(id.txid), None, id.size, &start, &end)
+    }
+
     /// Removes a delta that the state file says is in the bucket.
     pub(crate) fn remove(&self, txid: TxId) -> Result<()> {
         remove(&self.path(txid))
@@ -249,7 +286,7 @@ fn envelope_in(path: &Path) -> Result<Envelope> {
 }
 
 /// Writes a delta's pages again under another TXID.
-fn renumber(bytes: &[u8], txid: TxId, out: &mut Measured) -> Result<()> {
+fn renumber(bytes: impl std::io::Read, txid: TxId, out: &mut Measured) -> Result<()> {
     let mut old = Decoder::new(bytes)?;
     let header = Header { min: txid, max: txid, ..*old.header() };
     let refused = |e: EncodeError| Error::new(ErrorKind::Local, format!("freezing delta {txid} anew: {e}"));

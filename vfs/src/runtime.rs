@@ -17,6 +17,9 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::per_process::PerProcess;
 
+/// Threads for file I/O of a directory as the bucket, at the most: their number does not grow with that of the databases.
+const BLOCKING_THREADS: usize = 16;
+
 static CURRENT: PerProcess<Mutex<Option<&'static Runtime>>> = PerProcess::new();
 
 /// The handle of this process's runtime; starts it if there is none.
@@ -27,6 +30,7 @@ pub(crate) fn handle() -> Result<Handle> {
     }
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
+        .max_blocking_threads(BLOCKING_THREADS)
         .thread_name("sqlite-gcs")
         .enable_all()
         .build()

@@ -66,18 +66,18 @@ impl PendingDeltas {
         PendingDeltas { dir: dir.join("pending") }
     }
 
-    /// Remembers an object; `bytes` is the whole of it.
-    pub(crate) fn add(&self, pending: &Pending, bytes: &[u8]) -> Result<()> {
+    /// Remembers an object, of which `start` holds the header and `end` the page index at least; of one that is short, both
+    /// are all of it.
+    pub(crate) fn add(&self, pending: &Pending, start: &[u8], end: &[u8]) -> Result<()> {
         let name = pending.name();
-        let tail = tail_layout(&bytes[bytes.len().saturating_sub(TAIL_MIN)..], bytes.len() as u64);
+        let tail = tail_layout(&end[end.len().saturating_sub(TAIL_MIN)..], pending.size);
         let tail = tail.map_err(|e| Error::from(e).context(name))?;
         let mut content = serde_json::to_vec(pending)
             .map_err(|e| Error::new(ErrorKind::Local, format!("remembering where the pages of {name} lie: {e}")))?;
         content.push(b'\n');
-        content.extend_from_slice(bytes.get(..Header::LEN).unwrap_or(bytes));
-        let rest = bytes.get(Header::LEN..).unwrap_or_default();
-        let keep = if bytes.len() as u64 <= WHOLE { rest.len() } else { (tail as usize).min(rest.len()) };
-        content.extend_from_slice(&rest[rest.len() - keep..]);
+        content.extend_from_slice(start.get(..Header::LEN).unwrap_or(start));
+        let keep = if pending.size <= WHOLE { pending.size.saturating_sub(Header::LEN as u64) } else { tail };
+        content.extend_from_slice(&end[end.len().saturating_sub(keep as usize)..]);
         content.extend_from_slice(&crc32c::crc32c(&content).to_le_bytes());
         let path = self.dir.join(TxId(pending.max).to_string());
         let write = || {

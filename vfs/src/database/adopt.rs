@@ -88,7 +88,7 @@ impl Opening<'_> {
         as_wal_mode(&mut first);
 
         let map = PageMap::create(self.layout.dir(), page_size)?;
-        map.rebuild(&[self.local_index(&envelope)?])?;
+        map.rebuild(&[self.outbox.index(&envelope.id)?])?;
         let cache = CacheFile::adopt(self.layout.dir(), path, map, self.source())?;
         // The state's position is that of what is durable, and nothing is: who flushes or closes waits for the upload.
         let state = State { position: Position { serial: 0, ..position }, ..state };

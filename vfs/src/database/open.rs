@@ -41,7 +41,7 @@ use crate::local::shared::{BootTime, Shared};
 use crate::local::state::{FORMAT, State, boot_id};
 use crate::local::{Layout, conflict, remove};
 use crate::log;
-use crate::outbox::{Envelope, Outbox};
+use crate::outbox::Outbox;
 use crate::page::{PageCount, PageSize, Pgno, TxId};
 use crate::protocol::restart::{self, Verdict};
 use crate::protocol::{self, Nonce, ObjectId};
@@ -393,7 +393,7 @@ impl Opening<'_> {
         remove(&self.layout.shm())?;
         let mut indexes = indexes;
         for id in &state.protocol.outbox {
-            indexes.push(self.local_index(&self.outbox.envelope(id.txid)?)?);
+            indexes.push(self.outbox.index(id)?);
         }
         let hot_pages = if state.protocol.outbox.is_empty() { hot_pages } else { Vec::new() };
         PendingDeltas::of(self.layout.dir()).clear()?;
@@ -709,11 +709,6 @@ impl Opening<'_> {
         let what = format!("reading the page indexes of {}", self.replica.place());
         runtime::wait(&what, OPEN_WAIT, async move { replica.indexes(&chain).await })?
     }
-
-    pub(super) fn local_index(&self, envelope: &Envelope) -> Result<ObjectIndex> {
-        let bytes = self.outbox.read(&envelope.id)?;
-        ObjectIndex::decode(ObjectName::delta(envelope.id.txid), None, envelope.id.size, &bytes, &bytes)
-    }
 }
 
 /// The replica of the database at a path.
@@ -724,7 +719,7 @@ pub(super) fn replica_of(config: &Config, path: &Path) -> Result<Replica> {
     })?;
     let url: BucketUrl = config.bucket.parse()?;
     url.join(name)?;
-    Ok(Replica::new(store::open(&url, store_config(config)), name))
+    Ok(Replica::new(store::open_shared(&url, store_config(config)), name))
 }
 
 /// An attempt has the request timeout; failures are repeated for twice as long.

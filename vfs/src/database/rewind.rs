@@ -26,6 +26,7 @@ use crate::page::{Pgno, TxId};
 use crate::replica::chain;
 use crate::replica::index_fetch::ObjectIndex;
 use crate::runtime;
+use crate::store::FileBody;
 use crate::upload::{STORE_WAIT, now_ms};
 
 /// How long somebody who writes is waited for.
@@ -63,7 +64,7 @@ impl Database {
     }
 
     /// The pages of `txid` where they may differ from those of `head`, as the delta after it.
-    fn way_back(&self, rows: &[Row], txid: TxId, head: TxId) -> Result<bytes::Bytes> {
+    fn way_back(&self, rows: &[Row], txid: TxId, head: TxId) -> Result<FileBody> {
         let listed: Vec<_> = rows.iter().map(Row::listed).collect();
         let newer = chain::plan_onto(&listed, txid, head)?;
         let newer = self.read_indexes(chain::Chain { objects: newer })?;
@@ -94,7 +95,7 @@ impl Database {
             encoder.page(pgno, &page).map_err(failed)?;
         }
         drop(encoder.finish().map_err(failed)?);
-        spool.bytes()
+        spool.body()
     }
 
     /// The first page as the newest of these objects that has it says; `None` where none has.
@@ -113,7 +114,7 @@ impl Database {
     }
 
     /// Commits a delta on top of `head`.
-    fn commit_delta(&self, delta: &[u8], head: TxId) -> Result<()> {
+    fn commit_delta(&self, delta: &FileBody, head: TxId) -> Result<()> {
         let busy = || {
             let message = format!("{}: somebody writes; nothing was rewound", self.layout.main().display());
             Error::new(ErrorKind::Busy, message)
@@ -124,7 +125,7 @@ impl Database {
             if !self.has_right() || self.shared.durable() != head {
                 return Err(busy());
             }
-            match self.applier(&*index).commit(Decoder::new(delta)?)? {
+            match self.applier(&*index).commit(Decoder::new(delta.reader())?)? {
                 Outcome::Applied(_) => return Ok(()),
                 Outcome::Busy if begun.elapsed() < BUSY_WAIT => std::thread::sleep(BUSY_PAUSE),
                 Outcome::Busy | Outcome::Conflict | Outcome::Known => return Err(busy()),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::{CAPTURE_WAIT, Database, RESET_WAIT};
+use super::{Database, RESET_WAIT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::log;
 use crate::page::TxId;
@@ -48,7 +48,7 @@ impl Database {
     pub(super) fn wait_until_durable(&self, limit: Duration) -> Result<()> {
         let started = Instant::now();
         self.urgent.fetch_add(1, Ordering::SeqCst);
-        let result = self.awaited_serial().and_then(|awaited| {
+        let result = self.awaited_serial(limit).and_then(|awaited| {
             self.group.arrived();
             self.call_uploader(Instant::now());
             let mut settled = self.settled.0.lock();
@@ -82,8 +82,9 @@ impl Database {
     /// frozen anew under another one.)
     ///
     /// Under the capture lock, so that a freeze which began before the commit is not taken for one that contains it.
-    fn awaited_serial(&self) -> Result<u64> {
-        let capture = self.capture.lock_within(CAPTURE_WAIT, "the capture lock")?;
+    /// To freeze a very large transaction takes a while.
+    fn awaited_serial(&self, limit: Duration) -> Result<u64> {
+        let capture = self.capture.lock_within(limit, "the capture lock")?;
         capture.serial_of(&self.shared, self.committed().as_ref())
     }
 

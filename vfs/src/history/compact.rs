@@ -9,16 +9,14 @@
 //! - **Crash.** Before the PUT: nothing is left, not even the file. After it: one more object, which the next listing shows.
 //!
 //! Memory: the ranges of the inputs (16 MB in all), a page of each, and about 10 bytes for each page of an input as it is
-//! read and of the result. The body of the PUT is the mapped file.
+//! read and of the result. The PUT reads the file as it is sent.
 
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
-use crate::delta::{Decoder, Header, merge, verify};
+use crate::delta::{Decoder, Header, merge};
 use crate::error::{Error, ErrorKind, Result};
 use crate::history::listing::{Row, metadata};
 use crate::history::policy::Merge;
@@ -28,7 +26,7 @@ use crate::page::Pgno;
 use crate::replica::fetch::LocalObjects;
 use crate::replica::names::Replica;
 use crate::runtime;
-use crate::store::{Condition, Meta, StoreError};
+use crate::store::{Condition, FileBody, Meta, StoreError};
 
 /// How often a PUT of unknown outcome is repeated before the merge is left for later.
 const ATTEMPTS: u32 = 3;
@@ -53,23 +51,17 @@ impl Compactor<'_> {
         if !right() {
             return Ok(None);
         }
-        let (bytes, timestamp_ms) = merged.map_err(what)?;
+        let (body, timestamp_ms) = merged.map_err(what)?;
         let row = Row {
             name,
-            meta: Meta {
-                generation: crate::store::Generation(0),
-                size: bytes.len() as u64,
-                created: None,
-                crc32c: None,
-            },
+            meta: Meta { generation: crate::store::Generation(0), size: body.size(), created: None, crc32c: None },
             timestamp_ms,
         };
-        let crc32c = crc32c::crc32c(&bytes);
-        let meta = match self.put(&row, bytes.clone()).map_err(what)? {
+        let meta = match self.put(&row, &body).map_err(what)? {
             Some(meta) => meta,
-            None => self.accept(&row, &bytes, crc32c).map_err(what)?,
+            None => self.accept(&row, &body).map_err(what)?,
         };
-        if meta.size != row.meta.size || meta.crc32c.is_some_and(|stored| stored != crc32c) {
+        if meta.size != row.meta.size || meta.crc32c.is_some_and(|stored| stored != body.crc32c()) {
             let why = format!("the bucket says it holds {} bytes, crc32c {:?}", meta.size, meta.crc32c);
             return Err(what(Error::new(ErrorKind::Corrupt, why)));
         }
@@ -77,7 +69,7 @@ impl Compactor<'_> {
     }
 
     /// The verified bytes of the result, and the time of its newest transaction.
-    fn merge(&self, job: &Merge, right: &dyn Fn() -> bool) -> Result<(Bytes, i64)> {
+    fn merge(&self, job: &Merge, right: &dyn Fn() -> bool) -> Result<(FileBody, i64)> {
         let newest = job.inputs.last().ok_or_else(|| Error::new(ErrorKind::Corrupt, "there is nothing to merge"))?;
         let reads = Reads::new(self.replica, self.local, job.inputs.len());
         let inputs = reads.decoders(&job.inputs)?;
@@ -88,23 +80,24 @@ impl Compactor<'_> {
         let spool = Spool::new(self.scratch)?;
         let out = BufWriter::with_capacity(1 << 20, WhileRight { out: spool.writer()?, right });
         drop(merge(inputs, out, header).map_err(|e| reads.error(e.into()))?);
-        let bytes = spool.bytes()?;
-        let written = verify(&bytes).map_err(|e| Error::from(e).context("reading the result back"))?;
+        let body = spool.body()?;
+        let written = Decoder::new(body.reader()).and_then(Decoder::finish);
+        let written = written.map_err(|e| Error::from(e).context("reading the result back"))?;
         if written != header {
             return Err(Error::new(ErrorKind::Corrupt, "reading the result back: another header than was written"));
         }
-        Ok((bytes, newest.timestamp_ms))
+        Ok((body, newest.timestamp_ms))
     }
 
     /// Puts an object if its name is absent; `None` if it is not.
-    fn put(&self, row: &Row, bytes: Bytes) -> Result<Option<Meta>> {
+    fn put(&self, row: &Row, body: &FileBody) -> Result<Option<Meta>> {
         let full = self.replica.ltx(&row.name);
         let limit = PUT_WAIT + Duration::from_secs(row.meta.size / SLOWEST_BYTES_PER_SECOND);
         let mut attempt = 1;
         loop {
-            let (store, full, bytes) = (self.replica.store().clone(), full.clone(), bytes.clone());
+            let (store, full, body) = (self.replica.store().clone(), full.clone(), body.clone());
             let metadata = metadata(row.timestamp_ms);
-            let put = async move { store.put(&full, bytes, &metadata, Condition::Absent).await };
+            let put = async move { store.put_file(&full, &body, &metadata, Condition::Absent).await };
             match runtime::wait("sending it", limit, put)? {
                 Ok(meta) => return Ok(Some(meta)),
                 Err(StoreError::Precondition(_)) => return Ok(None),
@@ -115,17 +108,17 @@ impl Compactor<'_> {
     }
 
     /// Looks whether the object that has the name holds the same pages as ours.
-    fn accept(&self, row: &Row, bytes: &Bytes, crc32c: u32) -> Result<Meta> {
+    fn accept(&self, row: &Row, body: &FileBody) -> Result<Meta> {
         let (store, full) = (self.replica.store().clone(), self.replica.ltx(&row.name));
         let get = async move { store.get(&full, Some(0..1)).await };
         let meta = runtime::wait("looking at what has the name", PUT_WAIT, get)??.meta;
-        if meta.size == row.meta.size && meta.crc32c == Some(crc32c) {
+        if meta.size == row.meta.size && meta.crc32c == Some(body.crc32c()) {
             return Ok(meta);
         }
         let reads = Reads::new(self.replica, self.local, 1);
         let there = Row { meta: meta.clone(), ..row.clone() };
         let mut theirs = reads.decoders(&[there])?;
-        let mut ours = Decoder::new(&bytes[..])?;
+        let mut ours = Decoder::new(body.reader())?;
         let differs = |what: String| Error::new(ErrorKind::Corrupt, format!("the object there differs: {what}"));
         let Some(mut theirs) = theirs.pop() else { return Err(differs("no object".to_owned())) };
         let (here, header) = (ours.header(), theirs.header());

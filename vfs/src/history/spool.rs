@@ -1,15 +1,12 @@
 //! A file for the result of a merge until it is in the bucket. It has no name from the beginning, so that whatever ends the
-//! process leaves nothing behind; and it is mapped to be sent, so that its size costs disk and not heap. (In a file system
-//! in memory, as on Cloud Run, its pages are memory all the same.)
-#![allow(unsafe_code)] // Mapped memory; see `Spool::bytes`.
+//! process leaves nothing behind; and it is sent piece by piece, so that its size costs disk and not memory. (In a file system
+//! in memory, as on Cloud Run, it is memory all the same.)
 
 use std::fs::{self, File, OpenOptions};
 use std::path::Path;
 
-use bytes::Bytes;
-use memmap2::Mmap;
-
 use crate::error::{Error, Result};
+use crate::store::FileBody;
 
 /// A local file without a name.
 #[derive(Debug)]
@@ -32,11 +29,10 @@ impl Spool {
         self.file.try_clone().map_err(|e| Error::local("opening the file of a merge", &e))
     }
 
-    /// The whole content.
-    pub(crate) fn bytes(self) -> Result<Bytes> {
-        // SAFETY: a mapping must not change while it is borrowed. The file has no name, its only descriptors were this one and
-        // the writer's, and the writer is done: nobody is left who could write to it or cut it.
-        let map = unsafe { Mmap::map(&self.file) };
-        Ok(Bytes::from_owner(map.map_err(|e| Error::local("mapping the result of a merge", &e))?))
+    /// The whole content. The file has no name, so nobody is left who could write to it or cut it.
+    pub(crate) fn body(self) -> Result<FileBody> {
+        let size = self.file.metadata().map(|meta| meta.len());
+        size.and_then(|size| FileBody::new(self.file, size))
+            .map_err(|e| Error::local("reading the result of a merge", &e))
     }
 }

@@ -11,6 +11,7 @@
 
 pub mod cloud;
 pub mod directory;
+mod file_body;
 pub mod memory;
 mod probe;
 pub mod url;
@@ -28,6 +29,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind};
 
+pub use file_body::FileBody;
 pub use probe::honours_conditions;
 pub use url::BucketUrl;
 
@@ -183,6 +185,19 @@ pub trait Store: fmt::Debug + Send + Sync {
         condition: Condition,
     ) -> Result<Meta, StoreError>;
 
+    /// The same for an object that is too long to be held in memory; where a store can, it is not. No reader sees anything of it
+    /// before all of it is there, and an upload that breaks off leaves nothing.
+    async fn put_file(
+        &self,
+        name: &str,
+        body: &FileBody,
+        metadata: &BTreeMap<String, String>,
+        condition: Condition,
+    ) -> Result<Meta, StoreError> {
+        let bytes = body.read_all().map_err(|e| unreadable(name, &e))?;
+        self.put(name, bytes, metadata, condition).await
+    }
+
     /// Lists the objects whose names begin with `prefix`, in ascending order of names, from the name `start` on
     /// (inclusive) where one is given. All pages of the listing are fetched.
     async fn list(&self, prefix: &str, start: Option<&str>) -> Result<Vec<Entry>, StoreError>;
@@ -263,6 +278,20 @@ pub fn open(url: &BucketUrl, config: Config) -> SharedStore {
         url::Bucket::Directory(_) => Arc::new(directory::DirectoryStore::new(url, config)),
         url::Bucket::Cloud(name) => Arc::new(cloud::CloudStore::new(name, url, config)),
     }
+}
+
+/// The same with connections and credentials that all stores of this process share which are made so and go to the same bucket: their
+/// number does not grow with that of the databases. For use on the process's one runtime.
+pub(crate) fn open_shared(url: &BucketUrl, config: Config) -> SharedStore {
+    match url.bucket() {
+        url::Bucket::Directory(_) => open(url, config),
+        url::Bucket::Cloud(name) => Arc::new(cloud::CloudStore::sharing(name, url, config)),
+    }
+}
+
+/// What a body that cannot be read means: nothing was sent.
+fn unreadable(name: &str, error: &std::io::Error) -> StoreError {
+    StoreError::Unavailable { name: name.to_owned(), why: format!("reading what is to be sent: {error}") }
 }
 
 /// Cuts a range to the object's size; all of it when none was asked for.

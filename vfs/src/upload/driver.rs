@@ -28,7 +28,7 @@ use crate::protocol::{self, Answer, Lease, ObjectId, Operation, Request, SeenLea
 use crate::replica::names::{Listed, ObjectName, Replica};
 use crate::runtime;
 use crate::sqlite::header::new_database_header;
-use crate::store::{BucketTime, Condition, Generation, StoreError};
+use crate::store::{BucketTime, Condition, Generation, Meta, Store, StoreError};
 
 /// The pause before a request is repeated, doubled each time up to the second one.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -39,6 +39,8 @@ const LEAST_WAIT: Duration = Duration::from_millis(200);
 const BESIDE: Duration = Duration::from_secs(1);
 /// The slowest upload that is waited for.
 const SLOWEST_BYTES_PER_SECOND: u64 = 256 * 1024;
+/// A longer delta is not held in memory to be sent or compared, in bytes.
+const LONG: u64 = 4 << 20;
 
 /// The bucket, as one operation of the protocol talks to it.
 pub(crate) struct Remote<'a> {
@@ -94,11 +96,10 @@ impl<'a> Remote<'a> {
             }
             Request::List => self.list(),
             Request::PutDelta(id) => {
-                let bytes = self.outbox.read(&id)?;
                 let timestamp = self.outbox.envelope(id.txid)?.timestamp_ms;
                 let name = self.replica.ltx(&ObjectName::delta(id.txid));
                 *self.database.sending.lock() = Some((id, Instant::now()));
-                let answer = self.put(name, bytes, metadata(timestamp), Condition::Absent);
+                let answer = self.send(&id, name, metadata(timestamp));
                 *self.database.sending.lock() = None;
                 self.note_written(id, answer.as_ref().unwrap_or(&Answer::Unknown));
                 answer
@@ -119,9 +120,9 @@ impl<'a> Remote<'a> {
     }
 
     /// How long one request may take that moves so many bytes: the operation's time, and the bytes' own.
-    fn limit(&self, bytes: usize) -> Duration {
+    fn limit(&self, bytes: u64) -> Duration {
         let time = self.deadline.saturating_duration_since(Instant::now()).clamp(LEAST_WAIT, STORE_WAIT);
-        time + Duration::from_millis(bytes as u64 * 1000 / SLOWEST_BYTES_PER_SECOND)
+        time + Duration::from_millis(bytes * 1000 / SLOWEST_BYTES_PER_SECOND)
     }
 
     fn note_clock(&self, shown: Option<BucketTime>) {
@@ -170,10 +171,35 @@ impl<'a> Remote<'a> {
     ) -> Result<Answer> {
         let store = self.replica.store().clone();
         let what = format!("writing {name}");
-        let limit = self.limit(body.len());
+        let limit = self.limit(body.len() as u64);
         let put = async move { store.put(&name, body, &metadata, condition).await };
+        self.written(self.wait_with_lease(&what, limit, put))
+    }
+
+    /// Sends a delta of the outbox: a long one is read from there as it is sent.
+    fn send(&self, id: &ObjectId, name: String, metadata: BTreeMap<String, String>) -> Result<Answer> {
+        if id.size <= LONG {
+            return self.put(name, self.outbox.read(id)?, metadata, Condition::Absent);
+        }
+        let (body, store) = (self.outbox.body(id)?, self.replica.store().clone());
+        let what = format!("writing {name}");
+        let put = async move { store.put_file(&name, &body, &metadata, Condition::Absent).await };
+        self.written(self.wait_with_lease(&what, self.limit(id.size), put))
+    }
+
+    /// Waits for a request that takes as long as its bytes do; the lease is kept meanwhile.
+    fn wait_with_lease<T: Send + 'static>(
+        &self,
+        what: &str,
+        limit: Duration,
+        request: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T> {
         let mut renew = || self.database.renew_beside_an_upload();
-        match runtime::wait_beside(&what, limit, BESIDE, &mut renew, put) {
+        runtime::wait_beside(what, limit, BESIDE, &mut renew, request)
+    }
+
+    fn written(&self, outcome: Result<Result<Meta, StoreError>>) -> Result<Answer> {
+        match outcome {
             Ok(Ok(meta)) => {
                 self.note_clock(meta.created);
                 Ok(Answer::Written(meta.generation))
@@ -208,15 +234,16 @@ impl<'a> Remote<'a> {
     fn get_delta(&self, txid: TxId) -> Result<Answer> {
         let name = self.replica.ltx(&ObjectName::delta(txid));
         let store = self.replica.store().clone();
-        let get = {
+        // Of the size of ours, if it is ours.
+        let size = self.outbox.envelope(txid).map_or(0, |envelope| envelope.id.size);
+        let read = {
             let name = name.clone();
-            async move { store.get(&name, None).await }
+            async move { checksum(&*store, &name, size).await }
         };
-        match in_time(runtime::wait(&format!("reading {name}"), self.limit(0), get), &name)? {
-            Ok(object) => {
-                let id = ObjectId { txid, size: object.bytes.len() as u64, crc32c: crc32c::crc32c(&object.bytes) };
-                Ok(Answer::Delta(Some(id)))
-            }
+        let limit = self.limit(size);
+        let read = self.wait_with_lease(&format!("reading {name}"), limit, read);
+        match in_time(read, &name)? {
+            Ok((size, crc32c)) => Ok(Answer::Delta(Some(ObjectId { txid, size, crc32c }))),
             Err(StoreError::NotFound(_)) => Ok(Answer::Delta(None)),
             Err(e) => self.unanswered(e),
         }
@@ -294,9 +321,9 @@ pub(crate) fn known(
             (None, Some((id, _))) if is_durable => id.crc32c,
             (None, _) if decides => {
                 let (store, full) = (replica.store().clone(), replica.ltx(&name));
-                let what = format!("reading {full}");
-                let object = runtime::wait(&what, STORE_WAIT, async move { store.get(&full, None).await })?;
-                crc32c::crc32c(&object?.bytes)
+                let (what, size) = (format!("reading {full}"), meta.size);
+                let limit = STORE_WAIT + Duration::from_millis(size * 1000 / SLOWEST_BYTES_PER_SECOND);
+                runtime::wait(&what, limit, async move { checksum(&*store, &full, size).await })??.1
             }
             (None, _) => 0,
         };
@@ -311,6 +338,37 @@ pub(crate) fn known(
         });
     }
     Ok(known)
+}
+
+/// Size and CRC-32C of an object, which is about so long: read at once if it is short, else piece by piece.
+async fn checksum(store: &dyn Store, name: &str, about: u64) -> Result<(u64, u32), StoreError> {
+    if about <= LONG {
+        let object = store.get(name, None).await?;
+        return Ok((object.bytes.len() as u64, crc32c::crc32c(&object.bytes)));
+    }
+    let (mut size, mut crc32c, mut first, mut told) = (0, 0, None, None);
+    loop {
+        let object = match store.get(name, Some(size..size + LONG)).await {
+            Ok(object) => object,
+            Err(StoreError::Range(_)) if size > 0 => break,
+            Err(e) => return Err(e),
+        };
+        let generation = object.meta.generation;
+        if *first.get_or_insert(generation) != generation {
+            return Err(StoreError::Damaged { name: name.to_owned(), why: "it was replaced meanwhile".to_owned() });
+        }
+        size += object.bytes.len() as u64;
+        crc32c = crc32c::crc32c_append(crc32c, &object.bytes);
+        told = object.meta.crc32c;
+        if (object.bytes.len() as u64) < LONG {
+            break;
+        }
+    }
+    // The client checks no range by itself; what the bucket says of the whole object does.
+    match told.is_some_and(|told| told != crc32c) {
+        true => Err(StoreError::Damaged { name: name.to_owned(), why: "CRC-32C".to_owned() }),
+        false => Ok((size, crc32c)),
+    }
 }
 
 /// A read that did not end in time, as the store would have said it.

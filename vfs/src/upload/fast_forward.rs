@@ -120,7 +120,7 @@ impl Database {
             salts: end.salts,
             frames: end.frames,
         };
-        self.pending.add(&pending, bytes)
+        self.pending.add(&pending, bytes, bytes)
     }
 
     /// Returns where the WAL ends with it, if it was not known already.

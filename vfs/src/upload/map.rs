@@ -47,7 +47,9 @@ impl Database {
             Some((durable, generation)) if durable == id => generation,
             _ => self.generation_of(id.txid)?,
         };
-        self.pending.add(&pending(&envelope, generation), &self.outbox.read(&id)?)?;
+        let (start, end) = self.outbox.ends(&id)?;
+        self.pending.add(&pending(&envelope, generation), &start, &end)?;
+        drop((start, end));
         self.keeper.appended(id, generation, envelope.timestamp_ms);
         // Where the map was built with it before it was sent: from here on its pages are read from the bucket.
         self.cache.map().uploaded(&ObjectName::delta(id.txid), generation);
@@ -73,9 +75,7 @@ impl Database {
         };
         let mut indexes = self.read_indexes(self.chain_to(TxId(to.0 - 1))?)?;
         for unsent in self.outbox.list()?.iter().filter(|unsent| unsent.id.txid.0 < to.0 + built_with) {
-            let bytes = self.outbox.read(&unsent.id)?;
-            let name = ObjectName::delta(unsent.id.txid);
-            indexes.push(ObjectIndex::decode(name, None, unsent.id.size, &bytes, &bytes)?);
+            indexes.push(self.outbox.index(&unsent.id)?);
         }
         map.rebuild(&indexes)
     }
@@ -85,7 +85,7 @@ impl Database {
         let (max, generation, size) = (id.txid.0, generation.0, id.size);
         self.keeper.appended(id, Generation(generation), super::now_ms());
         let seal = Pending { min: max, max, generation, size, ..Pending::default() };
-        if let Err(e) = self.pending.add(&seal, bytes) {
+        if let Err(e) = self.pending.add(&seal, bytes, bytes) {
             log::debug!("{e}");
         }
     }

@@ -36,8 +36,6 @@ use crate::outbox::Envelope;
 use crate::page::Pgno;
 use crate::protocol::{Append, Appended, Renew, Renewed};
 
-/// How often an idle process looks for commits whose own process did not live to send them.
-const LOOK: Duration = Duration::from_secs(1);
 /// How soon a turn looks again when another process is sending: while somebody waits for it, and otherwise.
 const BUSY_URGENT: Duration = Duration::from_millis(1);
 const BUSY: Duration = Duration::from_millis(20);
@@ -80,7 +78,7 @@ impl Database {
     /// One turn: freezes what is committed and sends what is frozen, if it is due, and tends the lease. Returns when to
     /// come again.
     fn send_what_is_due(&self) -> Result<Instant> {
-        let mut next = Instant::now() + LOOK;
+        let mut next = Instant::now() + pump::look();
         if self.is_pending() {
             let wait = self.until_due(BootTime::now());
             if wait > Duration::ZERO {

@@ -8,9 +8,9 @@
 //!   nothing that a later start would miss.
 //! - **Fork.** A forked child has no threads; the first call there starts a pump of its own.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -54,6 +54,9 @@ impl Line {
     }
 }
 
+const LOOK: Duration = Duration::from_secs(1);
+const LOOK_EACH: Duration = Duration::from_millis(10);
+
 /// What is served.
 pub(crate) trait Turn: Send + Sync {
     /// Does what is due, and says when to come again (`None`: not before somebody calls).
@@ -69,6 +72,8 @@ struct Job {
 #[derive(Default)]
 struct Queue {
     jobs: HashMap<usize, Job>,
+    /// Those that are due some time and not running, by when: who has waited longest comes first.
+    due: BTreeSet<(Instant, usize)>,
     threads: usize,
     idle: usize,
 }
@@ -80,6 +85,13 @@ struct Pump {
 }
 
 static PUMPS: PerProcess<[Pump; LINES.len()]> = PerProcess::new();
+
+/// How often an idle process looks for commits whose own process did not live to send them: each second while it has few databases
+/// open, each ten milliseconds one of them while it has many.
+pub(crate) fn look() -> Duration {
+    let jobs = Line::Uploads.pump().queue.lock().jobs.len();
+    LOOK.max(LOOK_EACH * u32::try_from(jobs).unwrap_or(u32::MAX))
+}
 
 fn key(owner: &Arc<dyn Turn>) -> usize {
     Arc::as_ptr(owner).cast::<()>() as usize
@@ -94,12 +106,18 @@ pub(crate) fn call(owner: &Arc<dyn Turn>, due: Instant) -> Result<()> {
 pub(crate) fn call_in(line: Line, owner: &Arc<dyn Turn>, due: Instant) -> Result<()> {
     let pump = line.pump();
     let mut queue = pump.queue.lock();
-    let job =
-        queue.jobs.entry(key(owner)).or_insert_with(|| Job { owner: Arc::downgrade(owner), due: None, running: false });
+    let key = key(owner);
+    let job = queue.jobs.entry(key).or_insert_with(|| Job { owner: Arc::downgrade(owner), due: None, running: false });
     if job.due.is_some_and(|already| already <= due) {
         return Ok(());
     }
-    job.due = Some(due);
+    let (before, running) = (job.due.replace(due), job.running);
+    if let Some(before) = before {
+        queue.due.remove(&(before, key));
+    }
+    if !running {
+        queue.due.insert((due, key));
+    }
     if queue.idle == 0 && queue.threads < line.threads() {
         queue.threads += 1;
         std::thread::Builder::new().name(line.name().to_owned()).spawn(move || serve(pump)).map_err(|e| {
@@ -114,20 +132,22 @@ pub(crate) fn call_in(line: Line, owner: &Arc<dyn Turn>, due: Instant) -> Result
 /// Forgets `owner`; a turn that is running ends on its own.
 pub(crate) fn forget(owner: &Arc<dyn Turn>) {
     for line in LINES {
-        line.pump().queue.lock().jobs.remove(&key(owner));
+        line.pump().queue.lock().remove(key(owner));
+    }
+}
+
+impl Queue {
+    fn remove(&mut self, key: usize) {
+        if let Some(due) = self.jobs.remove(&key).and_then(|job| job.due) {
+            self.due.remove(&(due, key));
+        }
     }
 }
 
 fn serve(pump: &'static Pump) {
     let mut queue = pump.queue.lock();
     loop {
-        let next = queue
-            .jobs
-            .iter()
-            .filter(|(_, job)| !job.running)
-            .filter_map(|(key, job)| job.due.map(|due| (due, *key)))
-            .min();
-        let Some((due, key)) = next else {
+        let Some((due, key)) = queue.due.first().copied() else {
             queue.idle += 1;
             pump.changed.wait(&mut queue);
             queue.idle -= 1;
@@ -139,12 +159,13 @@ fn serve(pump: &'static Pump) {
             queue.idle -= 1;
             continue;
         }
+        queue.due.remove(&(due, key));
         let Some(owner) = queue.jobs.get_mut(&key).and_then(|job| {
             job.due = None;
             job.running = true;
             job.owner.upgrade()
         }) else {
-            queue.jobs.remove(&key);
+            queue.remove(key);
             continue;
         };
         let again = parking_lot::MutexGuard::unlocked(&mut queue, || {
@@ -159,6 +180,9 @@ fn serve(pump: &'static Pump) {
                 (Some(called), Some(again)) => Some(called.min(again)),
                 (called, again) => called.or(again),
             };
+            if let Some(due) = job.due {
+                queue.due.insert((due, key));
+            }
             pump.changed.notify_one();
         }
     }
@@ -188,6 +212,32 @@ mod tests {
     fn counted(turns: u32) -> (Arc<dyn Turn>, Receiver<u32>) {
         let (send, receive) = channel();
         (Arc::new(Counted { turns: send, left: Mutex::new(turns) }), receive)
+    }
+
+    /// Always has more to send.
+    struct Greedy;
+
+    impl Turn for Greedy {
+        fn turn(&self) -> Option<Instant> {
+            std::thread::yield_now();
+            Some(Instant::now())
+        }
+    }
+
+    #[test]
+    fn who_always_has_more_to_send_keeps_nobody_waiting() {
+        // More of them than threads.
+        let greedy: Vec<_> = (0..3 * Line::History.threads()).map(|_| Arc::new(Greedy) as Arc<dyn Turn>).collect();
+        for owner in &greedy {
+            call_in(Line::History, owner, Instant::now()).expect("a thread");
+        }
+        for _ in 0..20 {
+            let (owner, turns) = counted(1);
+            call_in(Line::History, &owner, Instant::now()).expect("a thread");
+            assert_eq!(turns.recv_timeout(Duration::from_secs(10)), Ok(0), "its turn came");
+            forget(&owner);
+        }
+        greedy.iter().for_each(forget);
     }
 
     #[test]

@@ -5,14 +5,17 @@
 //! same credentials (`json.rs`). When an attempt counts as failed, lost or worth repeating is in `attempt.rs`.
 //!
 //! Nothing is sent when a store is made: credentials are looked for at the first request, on the runtime that makes
-//! it. An upload is always one multipart request, so that its condition is judged once, by the bucket.
+//! it. An upload is always one multipart request, so that its condition is judged once, by the bucket, and one that breaks off leaves
+//! nothing. A long one is read from its file as it is sent (`upload.rs`).
 
 mod attempt;
 mod json;
+mod upload;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -21,15 +24,18 @@ use google_cloud_gax::retry_policy::NeverRetry;
 use google_cloud_storage::client::Storage;
 use google_cloud_storage::model_ext::ReadRange;
 use google_cloud_storage::read_resume_policy::NeverResume;
+use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use super::{
-    BucketTime, BucketUrl, Condition, Config, Entry, Generation, Meta, Object, Store, StoreError, Traffic, check_name,
-    clip,
+    BucketTime, BucketUrl, Condition, Config, Entry, FileBody, Generation, Meta, Object, Store, StoreError, Traffic,
+    check_name, clip,
 };
+use crate::per_process::PerProcess;
 use attempt::{Attempt, Kind, retry};
 use json::Json;
+use upload::Body;
 
 /// The store of a `gs://` place.
 #[derive(Debug)]
@@ -37,9 +43,14 @@ pub struct CloudStore {
     bucket: String,
     url: BucketUrl,
     config: Config,
-    clients: OnceCell<Clients>,
+    clients: Arc<OnceCell<Clients>>,
     traffic: Traffic,
 }
+
+/// The clients that are in use, by endpoint and bucket.
+type SharedClients = Mutex<HashMap<(Option<String>, String), Weak<OnceCell<Clients>>>>;
+
+static SHARED: PerProcess<SharedClients> = PerProcess::new();
 
 #[derive(Debug)]
 struct Clients {
@@ -52,7 +63,21 @@ struct Clients {
 impl CloudStore {
     /// The store of this place in this bucket.
     pub fn new(bucket: &str, url: &BucketUrl, config: Config) -> CloudStore {
-        let (clients, traffic) = (OnceCell::new(), Traffic::default());
+        CloudStore::with(Arc::default(), bucket, url, config)
+    }
+
+    /// The same with the clients that the others of this process have.
+    pub fn sharing(bucket: &str, url: &BucketUrl, config: Config) -> CloudStore {
+        let mut shared = SHARED.here().lock();
+        shared.retain(|_, clients| clients.strong_count() > 0);
+        let known = shared.entry((config.endpoint.clone(), bucket.to_owned())).or_default();
+        let clients = known.upgrade().unwrap_or_default();
+        *known = Arc::downgrade(&clients);
+        CloudStore::with(clients, bucket, url, config)
+    }
+
+    fn with(clients: Arc<OnceCell<Clients>>, bucket: &str, url: &BucketUrl, config: Config) -> CloudStore {
+        let traffic = Traffic::default();
         CloudStore { bucket: bucket.to_owned(), url: url.clone(), config, clients, traffic }
     }
 
@@ -161,27 +186,27 @@ impl CloudStore {
         &self,
         name: &str,
         full: &str,
-        body: &Bytes,
+        body: Body,
         metadata: &BTreeMap<String, String>,
         condition: Condition,
     ) -> Result<Meta, Attempt> {
         self.traffic.puts.fetch_add(1, Ordering::Relaxed);
         let storage = &self.clients(name).await?.storage;
-        self.traffic.bytes_out.fetch_add(body.len() as u64, Ordering::Relaxed);
+        let (size, checksum) = (body.size(), body.crc32c());
+        self.traffic.bytes_out.fetch_add(size, Ordering::Relaxed);
         let generation_match = match condition {
             Condition::Absent => 0,
             Condition::Generation(Generation(seen)) => seen as i64,
         };
-        let checksum = crc32c::crc32c(body);
         let request = storage
-            .write_object(self.bucket_path(), full, body.clone())
+            .write_object(self.bucket_path(), full, body)
             .set_if_generation_match(generation_match)
             .set_metadata(metadata)
             .set_content_type("application/octet-stream")
             .set_cache_control("no-store")
             // Also keeps the client from adding a part that imitations take for content.
             .with_known_crc32c(checksum);
-        let limit = self.config.attempt_timeout + self.config.transfer(body.len() as u64);
+        let limit = self.config.attempt_timeout + self.config.transfer(size);
         let late = |_| Attempt::Lost(format!("no answer within {} s", limit.as_secs_f32()));
         let sent = timeout(limit, request.send_unbuffered()).await.map_err(late)?;
         let object = sent.map_err(|error| match Attempt::of(name, error) {
@@ -191,7 +216,7 @@ impl CloudStore {
         })?;
         Ok(Meta {
             generation: generation(object.generation).ok_or_else(|| Attempt::Lost("no generation".to_owned()))?,
-            size: body.len() as u64,
+            size,
             created: object
                 .create_time
                 .map(|time| BucketTime(time.seconds() * 1000 + i64::from(time.nanos()) / 1_000_000)),
@@ -258,7 +283,19 @@ impl Store for CloudStore {
         condition: Condition,
     ) -> Result<Meta, StoreError> {
         let full = self.full(name)?;
-        let write = || self.traffic.round_trip(self.write(name, &full, &body, metadata, condition));
+        let write = || self.traffic.round_trip(self.write(name, &full, Body::of_bytes(&body), metadata, condition));
+        retry(&self.config, name, Kind::Write, write).await
+    }
+
+    async fn put_file(
+        &self,
+        name: &str,
+        body: &FileBody,
+        metadata: &BTreeMap<String, String>,
+        condition: Condition,
+    ) -> Result<Meta, StoreError> {
+        let full = self.full(name)?;
+        let write = || self.traffic.round_trip(self.write(name, &full, Body::of_file(body), metadata, condition));
         retry(&self.config, name, Kind::Write, write).await
     }
 

@@ -108,12 +108,21 @@ impl Place {
         parts: &[&[u8]],
         modified: Option<SystemTime>,
     ) -> Result<Staged, StoreError> {
+        let write = |file: &mut File| parts.iter().try_for_each(|part| file.write_all(part));
+        self.stage_with(name, write, modified)
+    }
+
+    /// The same with what `content` writes.
+    pub(super) fn stage_with(
+        &self,
+        name: &str,
+        content: impl FnOnce(&mut File) -> io::Result<()>,
+        modified: Option<SystemTime>,
+    ) -> Result<Staged, StoreError> {
         let own = self.own_folder(name)?;
         let mut staged = self.create(&own).map_err(|e| self.unwritten(name, "creating a file", &e))?;
         let write = |file: &mut File| {
-            for part in parts {
-                file.write_all(part)?;
-            }
+            content(file)?;
             if let Some(modified) = modified {
                 file.set_times(FileTimes::new().set_modified(modified))?;
             }

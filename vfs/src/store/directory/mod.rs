@@ -21,16 +21,18 @@ mod numbered;
 mod plain;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{BucketUrl, Condition, Config, Entry, Generation, Meta, Object, Store, StoreError, Traffic, url};
+use super::{BucketUrl, Condition, Config, Entry, FileBody, Generation, Meta, Object, Store, StoreError, Traffic, url};
 use file::{OWN_FOLDER, Place};
 
 /// The store of a `file:///` place.
@@ -65,12 +67,22 @@ impl DirectoryStore {
         writes: bool,
         work: impl FnOnce(&Place, &str) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.run_within(self.config.deadline, name, writes, work).await
+    }
+
+    async fn run_within<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        name: &str,
+        writes: bool,
+        work: impl FnOnce(&Place, &str) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let (place, shown) = (Arc::clone(&self.place), name.to_owned());
         let task = tokio::task::spawn_blocking(move || work(&place, &shown));
-        let why = match self.traffic.round_trip(tokio::time::timeout(self.config.deadline, task)).await {
+        let why = match self.traffic.round_trip(tokio::time::timeout(limit, task)).await {
             Ok(Ok(answer)) => return answer,
             Ok(Err(stopped)) => stopped.to_string(),
-            Err(_) => format!("the file system did not answer within {} s", self.config.deadline.as_secs()),
+            Err(_) => format!("the file system did not answer within {} s", limit.as_secs()),
         };
         let name = name.to_owned();
         Err(if writes { StoreError::Unknown { name, why } } else { StoreError::Unavailable { name, why } })
@@ -113,8 +125,35 @@ impl Store for DirectoryStore {
         self.traffic.bytes_out.fetch_add(body.len() as u64, Ordering::Relaxed);
         let metadata = metadata.clone();
         self.run(name, true, move |place, name| match is_plain(name) {
-            true => plain::put(place, name, &body, &metadata, condition),
+            true => {
+                let write = |file: &mut File| file.write_all(&body);
+                plain::put(place, name, crc32c::crc32c(&body), write, &metadata, condition)
+            }
             false => numbered::put(place, name, &body, &metadata, condition),
+        })
+        .await
+    }
+
+    async fn put_file(
+        &self,
+        name: &str,
+        body: &FileBody,
+        metadata: &BTreeMap<String, String>,
+        condition: Condition,
+    ) -> Result<Meta, StoreError> {
+        self.traffic.puts.fetch_add(1, Ordering::Relaxed);
+        self.traffic.bytes_out.fetch_add(body.size(), Ordering::Relaxed);
+        let (metadata, body) = (metadata.clone(), body.clone());
+        let limit = self.config.deadline + self.config.transfer(body.size());
+        self.run_within(limit, name, true, move |place, name| match is_plain(name) {
+            true => {
+                let write = |file: &mut File| std::io::copy(&mut body.reader(), file).map(drop);
+                plain::put(place, name, body.crc32c(), write, &metadata, condition)
+            }
+            false => {
+                let bytes = body.read_all().map_err(|e| super::unreadable(name, &e))?;
+                numbered::put(place, name, &bytes, &metadata, condition)
+            }
         })
         .await
     }

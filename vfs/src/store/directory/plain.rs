@@ -14,7 +14,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use rustix::fs::XattrFlags;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -39,10 +39,12 @@ pub(super) fn get(place: &Place, name: &str, range: Option<Range<u64>>) -> Resul
     Ok(Object { bytes: bytes.freeze(), meta, date: None })
 }
 
+/// Writes an object with what `write` writes and the CRC-32C of it.
 pub(super) fn put(
     place: &Place,
     name: &str,
-    body: &Bytes,
+    crc32c: u32,
+    write: impl FnOnce(&mut File) -> std::io::Result<()>,
     metadata: &BTreeMap<String, String>,
     condition: Condition,
 ) -> Result<Meta, StoreError> {
@@ -51,12 +53,11 @@ pub(super) fn put(
         return Err(refused(name, "objects named *.ltx are written once".to_owned()));
     }
     let modified = modified(name, metadata)?;
-    let staged = place.stage(name, &[body], Some(modified))?;
-    let checksum = crc32c::crc32c(body);
+    let staged = place.stage_with(name, write, Some(modified))?;
     // Without it a listing says less; nothing else hangs on it.
-    let _ = rustix::fs::setxattr(&staged.path, CHECKSUM, format!("{checksum:08x}").as_bytes(), XattrFlags::empty());
+    let _ = rustix::fs::setxattr(&staged.path, CHECKSUM, format!("{crc32c:08x}").as_bytes(), XattrFlags::empty());
     match place.name(name, &staged, &target)? {
-        Named::Ours(stat) => Ok(Meta { crc32c: Some(checksum), ..meta(&stat) }),
+        Named::Ours(stat) => Ok(Meta { crc32c: Some(crc32c), ..meta(&stat) }),
         Named::Taken => Err(StoreError::Precondition(name.to_owned())),
     }
 }
