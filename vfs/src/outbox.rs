@@ -160,7 +160,7 @@ impl Outbox {
         result
     }
 
-    /// The frozen deltas, lowest TXID first.
+    /// The frozen deltas, lowest TXID first; one that is removed meanwhile, because it is in the bucket, is not among them.
     pub(crate) fn list(&self) -> Result<Vec<Envelope>> {
         let failed = |e: &std::io::Error| Error::local(format_args!("reading {}", self.dir.display()), e);
         let mut envelopes = Vec::new();
@@ -168,7 +168,11 @@ impl Outbox {
             let name = entry.map_err(|e| failed(&e))?.file_name();
             let txid = name.to_str().and_then(|name| name.strip_suffix(".ltx")).and_then(|name| name.parse().ok());
             if let Some(txid) = txid {
-                envelopes.push(self.envelope(txid)?);
+                match self.envelope(txid) {
+                    Ok(envelope) => envelopes.push(envelope),
+                    Err(_) if !self.path(txid).exists() => {}
+                    Err(e) => return Err(e),
+                }
             }
         }
         envelopes.sort_by_key(|envelope| envelope.id.txid);
@@ -318,6 +322,26 @@ mod tests {
         assert_eq!(outbox.read(&first.id).expect("bytes"), &b"first"[..]);
         outbox.remove(TxId(0x1f)).expect("removed");
         assert_eq!(outbox.list().expect("a list"), [second]);
+    }
+
+    #[test]
+    fn a_delta_that_is_removed_while_others_are_listed_is_not_among_them() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let outbox = Outbox::new(dir.path().to_owned());
+        let kept = freeze(&outbox, 1, b"kept");
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for txid in 2..400 {
+                    freeze(&outbox, txid, b"sent");
+                    outbox.remove(TxId(txid)).expect("removed");
+                }
+                stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            });
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                assert_eq!(outbox.list().expect("a list").first(), Some(&kept));
+            }
+        });
     }
 
     #[test]

@@ -97,10 +97,11 @@ impl Words {
     pub(crate) fn open(path: &Path, magic: u64) -> Result<Words, NotUsable> {
         let not = |why: String| NotUsable(format!("{}: {why}", path.display()));
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(|e| not(e.to_string()))?;
-        let bytes = file.metadata().map_err(|e| not(e.to_string()))?.len();
+        let bytes = |file: &File| file.metadata().map(|meta| meta.len()).map_err(|e| not(e.to_string()));
         // Checked before a word is touched: beyond the end of the file a touch is a SIGBUS.
-        if bytes < STEP * WORD_BYTES {
-            return Err(not(format!("only {bytes} bytes long")));
+        let at_least = bytes(&file)?;
+        if at_least < STEP * WORD_BYTES {
+            return Err(not(format!("only {at_least} bytes long")));
         }
         let words = Words { path: path.into(), file, segments: Default::default(), growing: Mutex::new(()) };
         words.segment(0).map_err(|e| not(e.to_string()))?;
@@ -109,6 +110,8 @@ impl Words {
             return Err(not(format!("another kind or version of file (magic {found:016x}, not {magic:016x})")));
         }
         let len = words.len();
+        // Asked again: another process may just have made it longer.
+        let bytes = bytes(&words.file)?;
         if len < STEP || len.checked_mul(WORD_BYTES).is_none_or(|needed| needed > bytes) {
             return Err(not(format!("{bytes} bytes long, but its header says {len} words")));
         }

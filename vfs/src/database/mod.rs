@@ -170,6 +170,8 @@ pub(crate) struct Database {
     pub(crate) urgent: AtomicU32,
     pub(crate) settled: (Mutex<()>, Condvar),
     pub(crate) group: Group,
+    /// Uploads whose follow-up was put off.
+    pub(crate) put_off: AtomicU32,
     ahead: Arc<save_ahead::SaveAhead>,
     held_back: Mutex<Option<Instant>>,
     holds: AtomicU32,

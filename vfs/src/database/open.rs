@@ -200,6 +200,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         urgent: 0.into(),
         settled: (Mutex::new(()), Condvar::new()),
         group: Group::default(),
+        put_off: 0.into(),
         ahead: Arc::default(),
         held_back: Mutex::new(None),
         holds: 0.into(),

@@ -48,6 +48,9 @@ const SIZE: u64 = 4;
 const GENERATION: u64 = 5;
 const LIVE: u64 = 6;
 
+/// How often a record that is not whole is looked at again before it counts as damaged.
+const LOOKS: u32 = 1000;
+
 /// The number of slots that a page map can tell apart.
 pub(crate) const SLOTS: u64 = 1 << 20;
 
@@ -91,11 +94,22 @@ impl ObjectTable {
         }
         let table = ObjectTable { words, free: Mutex::default() };
         for slot in 0..table.count() {
-            if table.live_word(slot)?.load(Ordering::Acquire) > 0 && table.record(slot as u32).is_none() {
+            if table.is_damaged(slot)? {
                 return Err(NotUsable(format!("{}: the checksum of record {slot} is wrong", path.display())));
             }
         }
         Ok(table)
+    }
+
+    /// Whether a record that counts is not whole, and stays so: another process may be putting another object in its place.
+    fn is_damaged(&self, slot: u64) -> Result<bool, NotUsable> {
+        for _ in 0..LOOKS {
+            if self.live_word(slot)?.load(Ordering::Acquire) == 0 || self.record(slot as u32).is_some() {
+                return Ok(false);
+            }
+            std::thread::yield_now();
+        }
+        Ok(true)
     }
 
     fn count(&self) -> u64 {
@@ -133,8 +147,9 @@ impl ObjectTable {
         store(MAX, object.name.max.0)?;
         store(SIZE, object.size)?;
         store(GENERATION, object.generation.map_or(0, |g| g.0))?;
-        store(LIVE, live)?;
         store(CHECK, check([object.name.level.into(), object.name.min.0, object.name.max.0, object.size]))?;
+        // Last: a record that counts is whole, whenever another process looks.
+        store(LIVE, live)?;
         Ok(slot)
     }
 
@@ -214,4 +229,45 @@ fn check(fields: [u64; 4]) -> u64 {
         sum = crc32c::crc32c_append(sum, &field.to_le_bytes());
     }
     u64::from(sum) | 1 << 32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    #[test]
+    fn it_opens_while_another_process_puts_objects_into_it_and_not_when_it_is_damaged() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("objects");
+        let table = ObjectTable::create(&path, 7).expect("a table");
+        table.publish().expect("a name");
+        let object = |txid| ObjectRef {
+            name: ObjectName { level: 0, min: TxId(txid), max: TxId(txid) },
+            generation: Some(Generation(txid)),
+            size: txid,
+        };
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for txid in (1..).take_while(|_| !stop.load(Ordering::Relaxed)) {
+                    let slot = table.add(&object(txid), 1).expect("room");
+                    table.release(slot, 1);
+                    table.free.lock().push(slot);
+                }
+            });
+            for _ in 0..5_000 {
+                let opened = ObjectTable::open(&path, 7).map(drop);
+                if opened.is_err() {
+                    stop.store(true, Ordering::Relaxed);
+                }
+                opened.expect("whole");
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        let slot = table.add(&object(1), 1).expect("room");
+        table.store(slot.into(), SIZE, 2).expect("damaged");
+        assert!(ObjectTable::open(&path, 7).expect_err("damage").0.contains("checksum of record"));
+    }
 }
