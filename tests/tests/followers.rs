@@ -188,11 +188,11 @@ fn nobody_who_does_not_read_is_asked_for_and_the_first_read_sees_the_newest_stat
     // It follows while it reads, so that it knows that others write.
     writer.sql("UPDATE state SET k = 2").unwrap();
     assert!(poll(Duration::from_secs(10), || follower.number("SELECT k FROM state") == 2));
+    assert!(poll(Duration::from_secs(5), || follower.status()["follower"]["awake"] == false), "it never rests");
     for k in 3..6 {
         writer.sql(&format!("UPDATE state SET k = {k}")).unwrap();
     }
     assert!(bed.wait_for_release());
-    assert!(poll(Duration::from_secs(5), || follower.status()["follower"]["awake"] == false), "it never rests");
     let before = bed.proxy.requests();
     thread::sleep(POLL * 6);
     assert_eq!(bed.proxy.requests(), before, "somebody asks for what nobody reads");
