@@ -197,7 +197,7 @@ fn a_refused_read_at_every_point_of_a_transaction_ends_it_whole() {
 import shutil
 def fresh(n):
     os.mkdir(os.path.join(_path, f'disk{n}'))
-    return database(f'disk{n}/app.db', '&bucket=gs://tbkt&flush_interval=1h&hydrate=off')
+    return database(f'disk{n}/app.db', '&bucket=gs://tbkt&flush_interval=1h&hydrate=off&poll_interval=0')
 db = fresh(0)
 db.executescript('''
 CREATE TABLE t(a INTEGER PRIMARY KEY, b UNIQUE, c, d); CREATE INDEX t_c ON t(c); CREATE INDEX t_cd ON t(d, c);

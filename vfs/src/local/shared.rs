@@ -20,6 +20,7 @@
 //! | 200 | the newest TXID that such a look saw | follow lock; read by anybody |
 //! | 208 | boot-time clock since which the database is known to be behind that, ns; 0 = it is not | follow lock; read by anybody |
 //! | 216 | 1 once others are known to have written since this host last held the lease | anybody |
+//! | 224 | boot-time clock when a delta of others was last about to become a commit here, ns | follow lock; read by anybody |
 //! | 136 | timestamp of the newest frozen delta, Unix ms | capture lock |
 //! | 128 | size of the database as of the newest frozen TXID | capture lock |
 //! | 112 | boot-time clock since which waiting bytes are not uploaded, ns; 0 = none wait | capture lock |
@@ -82,6 +83,7 @@ enum Word {
     HeadSeen = 25,
     BehindSince = 26,
     OthersWrite = 27,
+    Applying = 28,
 }
 
 impl Shared {
@@ -220,6 +222,16 @@ impl Shared {
     /// Since when the database is known to be behind the log; zero if it is not.
     pub(crate) fn behind_since(&self) -> BootTime {
         BootTime(self.get(Word::BehindSince))
+    }
+
+    /// When a delta of others was last about to become a commit of the local WAL.
+    pub(crate) fn applying(&self) -> BootTime {
+        BootTime(self.get(Word::Applying))
+    }
+
+    /// Notes that one is.
+    pub(crate) fn set_applying(&self, at: BootTime) {
+        self.set(Word::Applying, at.0);
     }
 
     /// Whether others are known to have written since this host last held the lease.

@@ -229,6 +229,9 @@ impl Connection {
         if writer && self.reads_a_wal_that_is_too_long() && self.database.holds_writers_back() {
             return ffi::BUSY;
         }
+        if writer && self.shared.load(Ordering::Relaxed) & READS == 0 && self.database.has_just_applied() {
+            return ffi::BUSY;
+        }
         if writer && let Err(error) = self.database.before_write_lock() {
             return self.refuse(Callback::WriteLock, &error);
         }
@@ -247,6 +250,7 @@ impl Connection {
     /// | CKPT, exclusively | a FULL, RESTART or TRUNCATE checkpoint | no |
     /// | nothing, and the header is not valid | recovery | no |
     /// | nothing, and the header is valid | a writer of a build with SQLITE_ENABLE_SETLK_TIMEOUT | yes |
+    /// | the same, just after a delta of others was applied | perhaps a reader that met the header half-written | told BUSY: both try again |
     fn is_for_a_writer(&self) -> bool {
         if self.exclusive.load(Ordering::Relaxed) & CKPT != 0 {
             return false;

@@ -48,6 +48,8 @@ use crate::store::StoreError;
 
 /// How long the read that wakes a follower waits for its look.
 const WAKE_WAIT: Duration = Duration::from_secs(1);
+/// How long after a delta whoever asks for WRITE without a snapshot is taken for a reader that is to try again.
+const JUST_APPLIED: Duration = Duration::from_secs(2);
 /// How soon it is tried again when another process or thread holds a lock.
 const BUSY: Duration = Duration::from_millis(20);
 /// How long the protocol's lanes are waited for.
@@ -337,6 +339,8 @@ impl Follower {
             }
             // By eviction; where that is not enough, the next backfill makes room.
             database.cache.make_room(found.bytes.len() as u64)?;
+            database.shared.set_others_write(true);
+            database.shared.set_applying(BootTime::now());
             match database.apply(Decoder::new(&found.bytes[..])?, id)? {
                 Outcome::Known => return Ok(()),
                 Outcome::Busy => return busy("a local connection holds the WRITE lock"),
@@ -344,7 +348,6 @@ impl Follower {
                 Outcome::Applied(progress) => {
                     database.remember_applied(&found.object, progress.end, &found.bytes)?;
                     database.keeper.forget();
-                    database.shared.set_others_write(true);
                     progress
                 }
             }
@@ -460,6 +463,12 @@ impl Turn for Follower {
 }
 
 impl Database {
+    /// Whether a delta of others has just become a commit here. A reader that met the header between its two copies asks for
+    /// WRITE, to recover it, although it is whole by then.
+    pub(crate) fn has_just_applied(&self) -> bool {
+        !self.has_right() && BootTime::now().since(self.shared.applying()) < JUST_APPLIED
+    }
+
     /// A read transaction begins: READ0 to READ4 is about to be locked, and the header is looked at again behind it, so what is
     /// taken in here is what it reads.
     pub(crate) fn before_read(&self) {

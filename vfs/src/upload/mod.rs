@@ -84,6 +84,13 @@ impl Database {
             if wait > Duration::ZERO {
                 next = next.min(Instant::now() + wait);
             } else {
+                if !self.has_right() {
+                    // A delta of others that is just becoming a commit looks like a local one; it is applied under this lane.
+                    let Some(_lease) = self.lease_lane.try_lock()? else { return Ok(Instant::now() + BUSY) };
+                    if !self.is_pending() {
+                        return Ok(next);
+                    }
+                }
                 // What an earlier process left needs the lease like any commit.
                 self.ensure_right()?;
                 let Some(_uploader) = self.uploader.try_lock()? else {

@@ -205,3 +205,36 @@ fn deltas_under_a_long_reader(how: impl FnOnce(Bed) -> Bed) {
     assert_eq!(read_state(&reader).expect("a state"), 6);
     check_same(&a, &b);
 }
+
+#[test]
+fn a_backfill_leaves_alone_what_a_reader_takes_from_the_database_file() {
+    // Everything it reads is in the file (READ0), or in part newer and in the WAL (a mark).
+    for deltas_in_wal in 0..2 {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (a, b) = (Bed::prepare(&dir.path().join("a.db"), 4096), Bed::prepare(&dir.path().join("b.db"), 4096));
+        create(&a.db, 300);
+        b.apply(&a.send(dir.path()));
+        let b = b.backfilling();
+        b.backfill();
+        let mut k = 2;
+        for _ in 0..deltas_in_wal {
+            a.write(k);
+            b.apply(&a.send(dir.path()));
+            k += 1;
+        }
+        let reader = super::bed::connect(b.layout.main(), 4096);
+        reader.execute_batch("PRAGMA cache_size=2; BEGIN; SELECT k FROM state").expect("begun");
+        let total = || -> i64 { reader.query_row("SELECT sum(n) FROM t", [], |row| row.get(0)).expect("a read") };
+        let before = total();
+        for k in k..k + 3 {
+            a.write(k);
+            b.apply(&a.send(dir.path()));
+            b.backfill();
+            assert_eq!(total(), before, "its snapshot changed, {deltas_in_wal} in the WAL");
+        }
+        reader.execute_batch("COMMIT").expect("ended");
+        assert_eq!(read_state(&reader).expect("a state"), k + 2);
+        b.backfill();
+        check_same(&a, &b);
+    }
+}
