@@ -29,6 +29,7 @@ mod runtime;
 mod upload;
 
 mod file_lock;
+mod sync;
 mod words;
 
 mod log;

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
@@ -121,9 +121,10 @@ impl Background {
         let until = Instant::now() + STOP_WAIT;
         let mut count = self.running.count.lock();
         while *count > 0 {
-            if self.running.changed.wait_until(&mut count, until).timed_out() {
+            if Instant::now() >= until {
                 return false;
             }
+            count = self.running.changed.wait_until(count, until);
         }
         true
     }

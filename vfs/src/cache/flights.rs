@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::page::Pgno;
@@ -23,15 +23,13 @@ pub(crate) struct Flight {
 impl Flight {
     /// Waits for its end, `limit` at most; whether it came.
     pub(crate) fn ended_within(&self, limit: Duration) -> bool {
-        let mut outcome = self.outcome.lock();
-        self.ended.wait_while_for(&mut outcome, |outcome| outcome.is_none(), limit);
+        let outcome = self.ended.wait_while_for(self.outcome.lock(), |outcome| outcome.is_none(), limit);
         outcome.is_some()
     }
 
     /// Waits for its end, `limit` at most, and returns its outcome.
     pub(crate) fn wait(&self, limit: Duration) -> Result<()> {
-        let mut outcome = self.outcome.lock();
-        self.ended.wait_while_for(&mut outcome, |outcome| outcome.is_none(), limit);
+        let outcome = self.ended.wait_while_for(self.outcome.lock(), |outcome| outcome.is_none(), limit);
         let late = || format!("another thread's fetch of the page has not ended within {} ms", limit.as_millis());
         outcome.clone().unwrap_or_else(|| Err(Error::new(ErrorKind::Unavailable, late())))
     }

@@ -13,7 +13,7 @@
 
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 
 use crate::cache::pages::Pages;
 use crate::cache::presence::UNIT_BYTES;

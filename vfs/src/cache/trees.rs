@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 
 use crate::page::Pgno;
 use crate::replica::btree;

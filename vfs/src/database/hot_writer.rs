@@ -14,7 +14,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
 
 use super::{CAPTURE_WAIT, Database};
 use crate::delta::Decoder;
@@ -96,7 +96,7 @@ impl HotWriter {
     }
 
     fn wait(&self, limit: Duration) {
-        self.ended.wait_while_for(&mut self.known.lock(), |known| known.under_way, limit);
+        drop(self.ended.wait_while_for(self.known.lock(), |known| known.under_way, limit));
     }
 }
 

@@ -24,8 +24,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::sync::{Condvar, Mutex, RwLock};
 use bytes::Bytes;
-use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::{Database, OpenRequest, hot, hot_writer};
 use crate::cache::default_size::default_size;

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 
 use super::{Database, RESET_WAIT};
 use crate::error::{Error, ErrorKind, Result};
@@ -60,7 +60,7 @@ impl Database {
                 if started.elapsed() >= limit {
                     return Err(self.not_durable(limit));
                 }
-                self.settled.1.wait_for(&mut settled, POLL);
+                settled = self.settled.1.wait_for(settled, POLL);
             }
         });
         self.urgent.fetch_sub(1, Ordering::SeqCst);

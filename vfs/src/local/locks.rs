@@ -10,14 +10,15 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// The byte of the lock file that a lock stands for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,62 +106,147 @@ pub(crate) struct HostMutex<T> {
     file: File,
     byte: LockByte,
     inner: Mutex<T>,
+    /// Threads of this process that wait for `inner`.
+    waiting: AtomicU32,
+    freed: (Mutex<()>, Condvar),
 }
 
-/// The lock, held; it is let go when this is dropped.
+/// The lock, held; it is let go when this is dropped, in this order: for other processes, for other threads, who are told.
 pub(crate) struct HostGuard<'a, T> {
-    owner: &'a HostMutex<T>,
+    _host: Host<'a>,
+    threads: Threads<'a, T>,
+}
+
+/// The lock over the processes of the host.
+struct Host<'a> {
+    file: &'a File,
+    byte: LockByte,
+}
+
+impl Drop for Host<'_> {
+    fn drop(&mut self) {
+        // Unlocking a lock that is held cannot be refused; the file's close would let go of it too.
+        let _ = set(self.file, self.byte, Mode::Free);
+    }
+}
+
+/// The lock over the threads of this process.
+struct Threads<'a, T> {
     value: MutexGuard<'a, T>,
+    _tells: Tells<'a>,
+}
+
+/// Tells a thread that waits that there is one holder less.
+struct Tells<'a> {
+    waiting: &'a AtomicU32,
+    freed: &'a (Mutex<()>, Condvar),
+}
+
+impl Drop for Tells<'_> {
+    fn drop(&mut self) {
+        // Either this sees who waits, or he sees that the lock is free.
+        fence(Ordering::SeqCst);
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            drop(self.freed.0.lock());
+            self.freed.1.notify_one();
+        }
+    }
 }
 
 impl<T> HostMutex<T> {
     /// Over `value`, with a descriptor of the lock file of its own.
     pub(crate) fn new(path: &Path, byte: LockByte, value: T) -> Result<HostMutex<T>> {
-        Ok(HostMutex { file: open(path)?, byte, inner: Mutex::new(value) })
+        let freed = (Mutex::new(()), Condvar::new());
+        Ok(HostMutex { file: open(path)?, byte, inner: Mutex::new(value), waiting: 0.into(), freed })
     }
 
     /// Takes the lock if it is free now.
     pub(crate) fn try_lock(&self) -> Result<Option<HostGuard<'_, T>>> {
-        let Some(value) = self.inner.try_lock() else { return Ok(None) };
+        let Some(threads) = self.try_threads() else { return Ok(None) };
         let held = set(&self.file, self.byte, Mode::Exclusive)?;
-        Ok(held.then_some(HostGuard { owner: self, value }))
+        Ok(held.then(|| HostGuard { _host: self.host(), threads }))
+    }
+
+    fn host(&self) -> Host<'_> {
+        Host { file: &self.file, byte: self.byte }
+    }
+
+    fn try_threads(&self) -> Option<Threads<'_, T>> {
+        let value = self.inner.try_lock()?;
+        Some(Threads { value, _tells: Tells { waiting: &self.waiting, freed: &self.freed } })
+    }
+
+    fn threads_within(&self, limit: Duration) -> Option<Threads<'_, T>> {
+        if let Some(threads) = self.try_threads() {
+            return Some(threads);
+        }
+        let end = Instant::now() + limit;
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        let mut gate = self.freed.0.lock();
+        let threads = loop {
+            let threads = self.try_threads();
+            if threads.is_some() || Instant::now() >= end {
+                break threads;
+            }
+            gate = self.freed.1.wait_until(gate, end);
+        };
+        drop(gate);
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        threads
     }
 
     /// Takes the lock, waiting `limit` at most; `what` names it in the error.
     pub(crate) fn lock_within(&self, limit: Duration, what: &str) -> Result<HostGuard<'_, T>> {
         let started = Instant::now();
         let busy = || Error::new(ErrorKind::Busy, format!("{what}: held for more than {} ms", limit.as_millis()));
-        let value = self.inner.try_lock_for(limit).ok_or_else(busy)?;
+        let threads = self.threads_within(limit).ok_or_else(busy)?;
         if !set_within(&self.file, self.byte, Mode::Exclusive, limit.saturating_sub(started.elapsed()))? {
             return Err(busy());
         }
-        Ok(HostGuard { owner: self, value })
+        Ok(HostGuard { _host: self.host(), threads })
     }
 }
 
 impl<T> std::ops::Deref for HostGuard<'_, T> {
     type Target = T;
     fn deref(&self) -> &T {
-        &self.value
+        &self.threads.value
     }
 }
 
 impl<T> std::ops::DerefMut for HostGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        &mut self.value
-    }
-}
-
-impl<T> Drop for HostGuard<'_, T> {
-    fn drop(&mut self) {
-        // Unlocking a lock that is held cannot be refused; the file's close would let go of it too.
-        let _ = set(&self.owner.file, self.owner.byte, Mode::Free);
+        &mut self.threads.value
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_thread_that_waits_gets_its_turn_and_one_in_vain_ends_in_time() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mutex = HostMutex::new(&dir.path().join("lock"), LockByte::Capture, 0).expect("a lock");
+        let held = mutex.try_lock().expect("no error").expect("free");
+        assert!(mutex.lock_within(Duration::from_millis(10), "the lock").is_err());
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| {
+                    scope.spawn(|| {
+                        for _ in 0..200 {
+                            *mutex.lock_within(Duration::from_secs(3600), "the lock").expect("a turn") += 1;
+                        }
+                    })
+                })
+                .collect();
+            drop(held);
+            threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+        });
+        assert_eq!(*mutex.try_lock().expect("no error").expect("free"), 1600);
+        assert_eq!(mutex.waiting.into_inner(), 0);
+    }
 
     #[test]
     fn two_descriptors_exclude_each_other_and_a_dropped_guard_lets_go() {

@@ -7,10 +7,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::sync::Mutex;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fastrand::Rng;
-use parking_lot::Mutex;
 
 use crate::delta::{Encoder, Header};
 use crate::page::{PageCount, PageSize, Pgno, TxId};

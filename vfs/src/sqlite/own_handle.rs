@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 use super::base::{BaseFile, BaseVfs};
 use super::ffi;
@@ -154,10 +154,8 @@ impl OwnHandle {
 
     /// The state, as soon as the engine lets writers in again, after `limit` in any case.
     fn without_write(&self, limit: Duration) -> MutexGuard<'_, State> {
-        let mut state = self.state.lock();
         // A time-out shows in the state.
-        let _ = self.write_released.wait_while_for(&mut state, |state| state.holds_write, limit);
-        state
+        self.write_released.wait_while_for(self.state.lock(), |state| state.holds_write, limit)
     }
 
     /// Ends one `suspend`. Attaching again is left to the next connection that uses the wal-index: the one that ends its

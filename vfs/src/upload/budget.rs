@@ -15,7 +15,7 @@
 
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 
 use crate::local::shared::BootTime;
 

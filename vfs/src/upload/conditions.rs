@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 
 use crate::database::Database;
 use crate::error::{Error, ErrorKind, Result};

@@ -23,8 +23,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use crate::sync::{Condvar, Mutex};
 use bytes::Bytes;
-use parking_lot::{Condvar, Mutex};
 
 use super::STORE_WAIT;
 use super::driver::{known, now};
@@ -498,7 +498,7 @@ impl Database {
         let mut state = follower.state.lock();
         while is_old() && Instant::now() < end && follower.failures.load(Ordering::SeqCst) == 0 {
             // Another process may be the one that looks.
-            follower.looked.wait_for(&mut state, BUSY);
+            state = follower.looked.wait_for(state, BUSY);
         }
     }
 }

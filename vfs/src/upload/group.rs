@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
 
 /// The longest wait for others, by default.
 const MOST: Duration = Duration::from_millis(10);
@@ -51,7 +51,9 @@ impl Group {
     pub(crate) fn gather(&self, waiting: impl Fn() -> u32) -> u32 {
         let mut state = self.state.lock();
         let end = Instant::now() + self.most.min(state.took / 5);
-        while (1..state.expected).contains(&waiting()) && !self.came.wait_until(&mut state, end).timed_out() {}
+        while (1..state.expected).contains(&waiting()) && Instant::now() < end {
+            state = self.came.wait_until(state, end);
+        }
         state.at_begin = state.arrivals;
         state.begun = Some(Instant::now());
         waiting()

@@ -239,7 +239,7 @@ impl Database {
         let mut result = Ok(false);
         while matches!(result, Ok(false)) && started.elapsed() < ROOM_WAIT && settled_since.elapsed() < SETTLED_WAIT {
             self.call_uploader(Instant::now());
-            self.settled.1.wait_for(&mut self.settled.0.lock(), ROOM_POLL);
+            drop(self.settled.1.wait_for(self.settled.0.lock(), ROOM_POLL));
             if self.is_pending() {
                 settled_since = Instant::now();
             }

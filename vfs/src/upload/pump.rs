@@ -12,7 +12,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
 
 use crate::error::{Error, Result};
 use crate::per_process::PerProcess;
@@ -149,13 +149,13 @@ fn serve(pump: &'static Pump) {
     loop {
         let Some((due, key)) = queue.due.first().copied() else {
             queue.idle += 1;
-            pump.changed.wait(&mut queue);
+            queue = pump.changed.wait(queue);
             queue.idle -= 1;
             continue;
         };
         if due > Instant::now() {
             queue.idle += 1;
-            pump.changed.wait_until(&mut queue, due);
+            queue = pump.changed.wait_until(queue, due);
             queue.idle -= 1;
             continue;
         }
@@ -168,12 +168,11 @@ fn serve(pump: &'static Pump) {
             queue.remove(key);
             continue;
         };
-        let again = parking_lot::MutexGuard::unlocked(&mut queue, || {
-            // A panic in one database's turn must not stop the others'; it has been printed by the panic hook.
-            let again = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| owner.turn())).ok().flatten();
-            drop(owner);
-            again
-        });
+        drop(queue);
+        // A panic in one database's turn must not stop the others'; it has been printed by the panic hook.
+        let again = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| owner.turn())).ok().flatten();
+        drop(owner);
+        queue = pump.queue.lock();
         if let Some(job) = queue.jobs.get_mut(&key) {
             job.running = false;
             job.due = match (job.due, again) {

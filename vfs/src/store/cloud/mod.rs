@@ -17,6 +17,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
+use crate::sync::Mutex;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use google_cloud_auth::credentials;
@@ -24,7 +25,6 @@ use google_cloud_gax::retry_policy::NeverRetry;
 use google_cloud_storage::client::Storage;
 use google_cloud_storage::model_ext::ReadRange;
 use google_cloud_storage::read_resume_policy::NeverResume;
-use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 

@@ -7,9 +7,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::sync::Mutex;
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
-use parking_lot::Mutex;
 
 use crate::store::{BucketTime, StoreError, check_name};
 
