@@ -222,7 +222,7 @@ impl Opening<'_> {
                 let asked = BootTime::now();
                 let ready = self.prepare()?;
                 self.shared.set_log_looked(asked);
-                self.shared.set_log_confirmed(asked);
+                self.shared.set_log_caught_up(asked);
                 locks::set(members, LockByte::Members, Mode::Shared)?;
                 return Ok(ready);
             }

@@ -81,7 +81,7 @@ impl Database {
                 "txid": durable.to_string(),
                 "head": self.shared.head_seen().to_string(),
                 "lag_ms": since_or_zero(self.shared.behind_since()),
-                "age_ms": if self.has_right() { 0 } else { since_or_zero(self.shared.log_confirmed()) },
+                "age_ms": if self.has_right() { 0 } else { since_or_zero(self.shared.log_caught_up()) },
                 "error": self.follower.error(),
             },
             "outbox_deltas": outbox.len(),

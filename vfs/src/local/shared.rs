@@ -17,6 +17,7 @@
 //! | 104 | boot-time clock of the last commit seen, ns | anybody |
 //! | 184 | boot-time clock when the log was last looked at for what others wrote, ns | follow lock; read by anybody |
 //! | 192 | the same of the last look as of which the database was the log's head, ns | follow lock; read by anybody |
+//! | 232 | the same of the last look that found nothing more, ns | follow lock; read by anybody |
 //! | 200 | the newest TXID that such a look saw | follow lock; read by anybody |
 //! | 208 | boot-time clock since which the database is known to be behind that, ns; 0 = it is not | follow lock; read by anybody |
 //! | 216 | 1 once others are known to have written since this host last held the lease | anybody |
@@ -84,6 +85,7 @@ enum Word {
     BehindSince = 26,
     OthersWrite = 27,
     Applying = 28,
+    LogCaughtUp = 29,
 }
 
 impl Shared {
@@ -205,6 +207,17 @@ impl Shared {
     pub(crate) fn set_log_confirmed(&self, at: BootTime) {
         self.set(Word::LogConfirmed, at.0);
         self.set(Word::BehindSince, 0);
+    }
+
+    /// As of when the database was last known to be the log's head, with nothing behind it.
+    pub(crate) fn log_caught_up(&self) -> BootTime {
+        BootTime(self.get(Word::LogCaughtUp))
+    }
+
+    /// Notes that a look begun then found nothing more than what is here.
+    pub(crate) fn set_log_caught_up(&self, at: BootTime) {
+        self.set_log_confirmed(at);
+        self.set(Word::LogCaughtUp, at.0);
     }
 
     /// The newest TXID that was seen in the log.

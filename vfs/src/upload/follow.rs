@@ -199,23 +199,23 @@ impl Follower {
 
     /// Looks until there is nothing new, and takes in what there is. `None`: the database is closed.
     fn look(&self, replica: &Replica) -> Option<Result<bool>> {
-        let mut new = false;
+        let mut found = 0u32;
         let mut ahead = VecDeque::new();
-        let mut more = 1;
         loop {
             let asked = BootTime::now();
             self.with(|database| database.shared.set_log_looked(asked))?;
+            // The one that is expected mostly comes alone; behind two there may be many.
+            let more = (1 << found.saturating_sub(1).min(10)).min(SIDE_BY_SIDE);
             let took = match self.next(replica, &mut ahead, more) {
                 Ok(Some(next)) => self.take(next, replica),
                 Ok(None) => return None,
                 Err(e) => return Some(Err(e)),
             };
             match took? {
-                Ok(true) => new = true,
-                Ok(false) => return Some(Ok(new)),
+                Ok(true) => found += 1,
+                Ok(false) => return Some(Ok(found > 0)),
                 Err(e) => return Some(Err(e)),
             }
-            more = (more * 2).min(SIDE_BY_SIDE);
         }
     }
 
@@ -287,7 +287,7 @@ impl Follower {
     fn take(&self, next: Next, replica: &Replica) -> Option<Result<bool>> {
         match next {
             Next::Nothing(confirmed) => {
-                self.with(|database| database.shared.set_log_confirmed(from_ms(confirmed)))?;
+                self.with(|database| database.shared.set_log_caught_up(from_ms(confirmed)))?;
                 Some(Ok(false))
             }
             Next::Delta(delta, confirmed) => {
@@ -436,6 +436,12 @@ impl Turn for Follower {
                 return Some(Instant::now() + self.interval);
             }
         };
+        // Another process may have looked just before.
+        let since = self.with(|database| BootTime::now().since(database.shared.log_looked()))?;
+        if let Some(left) = self.pace().checked_sub(since).filter(|left| *left > Duration::ZERO) {
+            self.read.store(true, Ordering::SeqCst);
+            return Some(Instant::now() + left);
+        }
         let outcome = self.look(&replica)?;
         drop(held);
         let is_busy = matches!(&outcome, Err(e) if e.kind() == ErrorKind::Busy);
@@ -490,7 +496,7 @@ impl Database {
             self.note_error(&e);
             return;
         }
-        let is_old = || begun.since(self.shared.log_confirmed()) > follower.interval;
+        let is_old = || begun.since(self.shared.log_caught_up()) > follower.interval;
         if !(follower.only_reads || self.shared.others_write()) || follower.failures.load(Ordering::SeqCst) > 0 {
             return;
         }

@@ -212,7 +212,7 @@ impl Database {
                 let to = next.map_or_else(String::new, |next| format!(", {} is next", next.who));
                 log::info!("{}: this host gives the lease back{to}", self.replica.place());
                 // Until then nobody else could append.
-                self.shared.set_log_confirmed(asked);
+                self.shared.set_log_caught_up(asked);
                 Ok(true)
             }
             Some(Released::NotHeld) => Ok(true),
