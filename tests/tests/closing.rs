@@ -7,6 +7,7 @@ use rusqlite::Connection;
 use sqlite_gcs_tests::emulator::Emulator;
 use sqlite_gcs_tests::host::{Host, difference, one, pages, status};
 use sqlite_gcs_tests::litestream::{self, Point};
+use sqlite_gcs_tests::peer::Peer;
 use sqlite_gcs_tests::shell::{Program, Scratch};
 
 const NAME: &str = "app.db";
@@ -194,4 +195,35 @@ fn a_status_before_and_after_a_flush_tells_what_is_not_uploaded() {
     assert_eq!(after["outbox_deltas"], 0);
     assert_eq!(after["outbox_bytes"], 0);
     assert_eq!(after["last_error"], serde_json::Value::Null);
+}
+
+/// A connection that closes asks for EXCLUSIVE, and for that moment the engine has no view of the wal-index.
+#[test]
+fn a_commit_waits_for_the_bucket_also_while_other_connections_close() {
+    let host = Host::new();
+    run(&host.open("app.db", ""), "CREATE TABLE t(a)");
+    let mut peer = Peer::start(&host, "import threading\ndb = database('app.db', '&durability=commit')");
+    peer.run(
+        r#"
+over = threading.Event()
+def come_and_go():
+    while not over.is_set():
+        other = database('app.db')
+        one(other, 'SELECT count(*) FROM t')
+        other.close()
+others = [threading.Thread(target=come_and_go) for _ in range(2)]
+for other in others: other.start()
+def durable(): return int(status(db)['durable_txid'], 16)
+def commits(n):
+    missing = []
+    for a in range(n):
+        before = durable()
+        db.execute('INSERT INTO t VALUES (?)', (a,))
+        if durable() == before: missing.append(a)
+    return missing"#,
+    );
+    assert_eq!(peer.run("commits(100)"), "[]", "acknowledged and not in the bucket");
+    peer.run("over.set()\nfor other in others: other.join()\ndb.close()");
+    peer.end();
+    assert_eq!(one::<i64>(&host.open("app.db", ""), "SELECT count(*) FROM t"), 100);
 }

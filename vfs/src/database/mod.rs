@@ -64,6 +64,10 @@ const LEAVE_WAIT: Duration = Duration::from_secs(5);
 /// until the next time double, so many times at the most.
 const HOLD_BACK: Duration = Duration::from_secs(1);
 const HOLDS: u32 = 6;
+/// How long a half-written header of the wal-index is waited for before its writer is taken for dead, and the pause between
+/// two looks.
+const TORN_FOR_GOOD: Duration = Duration::from_millis(500);
+const TORN_PAUSE: Duration = Duration::from_micros(50);
 /// How long the first commit after a quiet time waits for others to share its upload.
 const GATHER: Duration = Duration::from_millis(5);
 
@@ -280,15 +284,6 @@ impl Database {
         Ok(())
     }
 
-    /// The WAL's WRITE lock is about to be let go by a writer. Returns the committed end that COMMIT_PHASETWO of
-    /// the same connection then waits for.
-    pub(crate) fn committed_end(&self) -> Option<WalEnd> {
-        if self.is_inherited() {
-            return None;
-        }
-        self.committed().map(|c| WalEnd { salts: c.salts, frames: c.frames })
-    }
-
     /// Before a reset of the WAL: READ1..4 are held exclusively (and WRITE, or CKPT by a RESTART or TRUNCATE
     /// checkpoint). Everything committed is captured and on disk when this returns Ok; else the lock is refused with BUSY.
     pub(crate) fn before_reset(&self) -> Result<()> {
@@ -321,7 +316,7 @@ impl Database {
         self.save_captured(CAPTURE_WAIT)
     }
 
-    /// FCNTL_COMMIT_PHASETWO: `end` is what `committed_end` said at the WRITE unlock of this connection, `None` where the
+    /// FCNTL_COMMIT_PHASETWO: `end` is what was committed at the WRITE unlock of this connection, `None` where the
     /// connection holds no shared index (locking_mode=EXCLUSIVE: the end is the last commit frame it wrote) or
     /// committed nothing. Waits as the durability asks.
     pub(crate) fn commit_phase_two(&self, end: Option<WalEnd>, exclusive: bool) -> Result<()> {
@@ -455,29 +450,32 @@ impl Database {
     pub(crate) fn committed(&self) -> Option<Committed> {
         let index = self.index.lock().clone();
         if let Some(index) = index {
-            // A header in the middle of an update is whole again a moment later; its writer holds no lock that we wait for.
-            for _ in 0..1000 {
-                match index.bytes() {
-                    None => break,
-                    Some(bytes) => match index::parse(&bytes) {
-                        Some(committed) => return Some(committed),
-                        None if index::is_empty(&bytes) => return self.committed_unrecovered(&*index),
-                        None => std::hint::spin_loop(),
-                    },
+            let (mut looks, mut torn_since) = (0, None);
+            // A header in the middle of an update is whole again a moment later, or later than that where its writer is not given
+            // the processor. To take it for nothing would acknowledge commits that are nowhere but here.
+            while let Some(bytes) = index.bytes() {
+                if let Some(committed) = index::parse(&bytes) {
+                    return Some(committed);
                 }
+                let since = *torn_since.get_or_insert_with(Instant::now);
+                if index::is_empty(&bytes) || since.elapsed() > TORN_FOR_GOOD {
+                    return self.committed_unrecovered(&*index);
+                }
+                looks += 1;
+                if looks < 1000 { std::hint::spin_loop() } else { std::thread::sleep(TORN_PAUSE) }
             }
         }
         self.exclusive.lock().end()
     }
 
-    /// What is committed in a WAL that was left by killed processes, and that nobody has read since: the wal-index is empty. It
-    /// is what recovery will find. Recovery is not kept out: it would take as long as the WAL is, and SQLite's readers give up on
-    /// WRITE after 10 s. If one came in between, the wal-index is not empty any more, and says what holds now. Only a
+    /// What is committed in a WAL that was left by killed processes, and that nobody has read since: the wal-index is empty, or
+    /// its header half written. It is what recovery will find. Recovery is not kept out: it would take as long as the WAL is, and
+    /// SQLite's readers give up on WRITE after 10 s. If one came in between, the wal-index says what holds now. Only a
     /// connection that gets EXCLUSIVE could write without that, and it waits for the capture lock.
     fn committed_unrecovered(&self, index: &dyn WalIndex) -> Option<Committed> {
         let committed = capture::committed_in_file(&self.layout).inspect_err(|e| self.note_error(e)).ok().flatten();
         let bytes = index.bytes()?;
-        if index::is_empty(&bytes) { committed } else { index::parse(&bytes) }
+        index::parse(&bytes).or(committed)
     }
 
     /// Saves everything committed, so that the WAL may go.

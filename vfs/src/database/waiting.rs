@@ -85,7 +85,12 @@ impl Database {
     /// To freeze a very large transaction takes a while.
     fn awaited_serial(&self, limit: Duration) -> Result<u64> {
         let capture = self.capture.lock_within(limit, "the capture lock")?;
-        capture.serial_of(&self.shared, self.committed().as_ref())
+        // Our own handle has no wal-index while a connection of this process closes or wants EXCLUSIVE.
+        let committed = match self.committed() {
+            Some(committed) => Some(committed),
+            None => capture.committed_in_file()?,
+        };
+        capture.serial_of(&self.shared, committed.as_ref())
     }
 
     pub(super) fn not_durable(&self, limit: Duration) -> Error {

@@ -32,6 +32,7 @@ use super::ffi;
 use super::filename::Filename;
 use super::own_handle::{OwnHandle, copy_head, header_is_valid};
 use super::registry::{Entry, Open};
+use crate::capture::index;
 use crate::database::{Database, WalEnd};
 use crate::log;
 
@@ -316,7 +317,7 @@ impl Connection {
     fn shm_unlock(&self, offset: c_int, n: c_int, flags: c_int) -> c_int {
         let bits = bits(offset, n);
         if bits & (1 << ffi::SHM_WRITE) != 0 && self.writing.swap(false, Ordering::Relaxed) {
-            *self.end.lock() = self.database.committed_end();
+            *self.end.lock() = self.committed_end();
         }
         if bits & READS != 0 {
             self.snapshot_gone.store(false, Ordering::Relaxed);
@@ -332,6 +333,15 @@ impl Connection {
             self.end_guard();
         }
         code
+    }
+
+    /// What is committed at the end of a write, while WRITE is still held, so that nobody changes the header. By this connection's
+    /// own mapping: our own handle has none while another connection of the process closes.
+    fn committed_end(&self) -> Option<WalEnd> {
+        let region = self.region.load(Ordering::Acquire);
+        // SAFETY: set by xShmMap of this file and cleared before its xShmUnmap.
+        let head = (!region.is_null()).then(|| unsafe { copy_head(region) })?;
+        index::parse(&head).map(|committed| WalEnd { salts: committed.salts, frames: committed.frames })
     }
 
     /// FCNTL_COMMIT_PHASETWO.
