@@ -101,6 +101,7 @@ impl<'a> Remote<'a> {
                 *self.database.sending.lock() = Some((id, Instant::now()));
                 let answer = self.send(&id, name, metadata(timestamp));
                 *self.database.sending.lock() = None;
+                self.database.group.answered();
                 self.note_written(id, answer.as_ref().unwrap_or(&Answer::Unknown));
                 answer
             }

@@ -31,8 +31,9 @@ impl Default for Group {
 struct State {
     /// Commits that began to wait, ever.
     arrivals: u64,
-    /// The same when the last upload began.
+    /// The same when the last upload began, and when it was answered.
     at_begin: u64,
+    at_answer: u64,
     begun: Option<Instant>,
     /// Writers, by the last upload's measure.
     expected: u32,
@@ -59,10 +60,16 @@ impl Group {
         waiting()
     }
 
+    /// The bucket has answered, and nobody was told yet: who comes from now on may have been here before.
+    pub(crate) fn answered(&self) {
+        let mut state = self.state.lock();
+        state.at_answer = state.arrivals;
+    }
+
     /// After an upload for which `joined` waited.
     pub(crate) fn settled(&self, joined: u32) {
         let mut state = self.state.lock();
-        let late = u32::try_from(state.arrivals - state.at_begin).unwrap_or(u32::MAX);
+        let late = u32::try_from(state.at_answer.saturating_sub(state.at_begin)).unwrap_or(u32::MAX);
         // Those who came meanwhile, and those who will be back in a moment.
         state.expected = joined.saturating_add(late);
         state.took = state.begun.map_or(Duration::ZERO, |begun| begun.elapsed());
@@ -88,12 +95,25 @@ mod tests {
         come();
         come();
         group.state.lock().begun = Instant::now().checked_sub(Duration::from_secs(300));
+        group.answered();
         waiting.fetch_sub(1, Ordering::SeqCst);
         group.settled(1);
         std::thread::scope(|scope| {
             scope.spawn(come);
             assert_eq!(group.gather(count), 3, "two came meanwhile, one was expected back");
         });
+    }
+
+    #[test]
+    fn a_writer_that_is_back_before_the_upload_is_settled_is_not_taken_for_two() {
+        let group = Group { most: Duration::from_secs(3600), ..Group::default() };
+        group.arrived();
+        assert_eq!(group.gather(|| 1), 1);
+        group.answered();
+        group.arrived();
+        group.settled(1);
+        group.state.lock().took = Duration::from_secs(3600);
+        assert_eq!(group.gather(|| 1), 1, "this would wait for an hour");
     }
 
     #[test]
