@@ -457,6 +457,10 @@ impl Database {
                 if let Some(committed) = index::parse(&bytes) {
                     return Some(committed);
                 }
+                // Whole, and of a WAL without a frame.
+                if bytes[..48] == bytes[48..96] && !index::is_empty(&bytes) {
+                    break;
+                }
                 let since = *torn_since.get_or_insert_with(Instant::now);
                 if index::is_empty(&bytes) || since.elapsed() > TORN_FOR_GOOD {
                     return self.committed_unrecovered(&*index);
