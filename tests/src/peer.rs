@@ -163,13 +163,16 @@ impl Peer {
         what
     }
 
-    /// Runs a step and returns its value.
+    /// Runs a step and returns its value. If it fails, the test fails with what the process logged.
     #[track_caller]
     pub fn run(&mut self, code: &str) -> String {
         self.begin(code);
         match self.answer() {
             Ok(value) => value,
-            Err(error) => panic!("{code}: {error}"),
+            Err(error) => {
+                self.kill_now();
+                panic!("{code}: {error}\n{}", self.end_text())
+            }
         }
     }
 

@@ -93,7 +93,7 @@ fn idle_databases_cost_little(few: u64, many: u64) {
         each(plain_after.files, plain_before.files),
     );
     assert!(kilobytes < 64.0, "{kilobytes} KB");
-    assert!(files < 17.5, "{files} descriptors");
+    assert!(files < 12.5, "{files} descriptors");
     assert!(after.threads <= before.threads.max(24), "threads: {before:?}, {after:?}");
     assert!(after.sockets <= before.sockets.max(24), "sockets: {before:?}, {after:?}");
     own.kill();

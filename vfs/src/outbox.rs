@@ -289,7 +289,8 @@ fn envelope_in(path: &Path) -> Result<Envelope> {
 fn renumber(bytes: impl std::io::Read, txid: TxId, out: &mut Measured) -> Result<()> {
     let mut old = Decoder::new(bytes)?;
     let header = Header { min: txid, max: txid, ..*old.header() };
-    let refused = |e: EncodeError| Error::new(ErrorKind::Local, format!("freezing delta {txid} anew: {e}"));
+    let refused =
+        |e: EncodeError| Error::from(e).context(format_args!("freezing delta {txid} anew, beside the old one"));
     let mut encoder = Encoder::new(out, header).map_err(refused)?;
     let mut page = Vec::new();
     while let Some(pgno) = old.next_page(&mut page)? {

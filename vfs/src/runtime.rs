@@ -11,11 +11,11 @@ use std::future::Future;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use crate::sync::Mutex;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::per_process::PerProcess;
+use crate::sync::Mutex;
 
 /// Threads for file I/O of a directory as the bucket, at the most: their number does not grow with that of the databases.
 const BLOCKING_THREADS: usize = 16;

@@ -27,12 +27,12 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::sync::Mutex;
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::FallocateFlags;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::file_lock::{FileLock, Span};
+use crate::sync::Mutex;
 
 /// Where the owner's data begins.
 pub(crate) const DATA: u64 = 64;

@@ -8,7 +8,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::sync::{Condvar, Mutex};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
@@ -19,6 +18,7 @@ use crate::log;
 use crate::replica::fetch::PageSource;
 use crate::replica::index_fetch::ReadError;
 use crate::replica::read_ahead::Run;
+use crate::sync::{Condvar, Mutex};
 
 /// Requests under way at a time, of one database in one process.
 pub(crate) const PARALLEL: usize = 24;

@@ -8,10 +8,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::sync::{Condvar, Mutex};
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::page::Pgno;
+use crate::sync::{Condvar, Mutex};
 
 /// One fetch of a run of pages.
 #[derive(Debug, Default)]

@@ -13,11 +13,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::sync::Mutex;
-
 use crate::cache::pages::Pages;
 use crate::cache::presence::UNIT_BYTES;
 use crate::error::Result;
+use crate::sync::Mutex;
 
 /// Evicted at a time is this share of the limit.
 const SLACK: u64 = 32;

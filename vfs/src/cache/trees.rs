@@ -12,10 +12,9 @@
 
 use std::collections::HashMap;
 
-use crate::sync::Mutex;
-
 use crate::page::Pgno;
 use crate::replica::btree;
+use crate::sync::Mutex;
 
 /// Interior pages that are remembered.
 const PARENTS: usize = 64;

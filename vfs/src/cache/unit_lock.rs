@@ -9,10 +9,9 @@
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
-use crate::sync::{Mutex, MutexGuard};
-
 use crate::error::{Error, Result};
 use crate::file_lock::{FileLock, Span};
+use crate::sync::{Mutex, MutexGuard};
 
 const STRIPES: usize = 64;
 

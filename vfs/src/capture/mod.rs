@@ -38,7 +38,7 @@ use self::wal::{Checksum, FRAME_HEADER, HEADER, WalHeader};
 use crate::delta::{EncodeError, Encoder, Header};
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::Layout;
-use crate::local::locks::{HostMutex, LockByte};
+use crate::local::locks::{self, HostMutex, LockByte};
 use crate::local::shared::Shared;
 use crate::local::state::State;
 use crate::outbox::{Envelope, Outbox};
@@ -81,7 +81,7 @@ impl Capture {
             outbox: outbox.clone(),
             saved: Saved::open(outbox.dir())?,
             applied: AppliedFile::open(outbox.dir())?,
-            state_lock: HostMutex::new(&layout.lock(), LockByte::State, ())?,
+            state_lock: HostMutex::new(&locks::open(&layout.lock())?, LockByte::State, ()),
         })
     }
 
@@ -237,7 +237,7 @@ impl Capture {
         let saved_file = File::open(self.saved.path())
             .map_err(|e| Error::local(format_args!("opening {}", self.saved.path().display()), &e))?;
         let envelope = self.outbox.freeze(how.txid, reached, how.timestamp_ms, |out| {
-            let refused = |e: EncodeError| refusal(how.txid, e);
+            let refused = |e: EncodeError| Error::from(e).context(format_args!("freezing delta {}", how.txid));
             let mut encoder = Encoder::new(out, header).map_err(refused)?;
             let mut page = vec![0; page_size.bytes() as usize];
             let filled = (first_filled + 1..=pages.0).map(Pgno).filter(|p| !newest.contains_key(p));
@@ -501,13 +501,4 @@ fn wal_header(file: &File, name: &str) -> Result<Option<WalHeader>> {
         Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
         Err(e) => Err(Error::local(format_args!("reading {name}"), &e)),
     }
-}
-
-/// An error of the codec while freezing: what the writer met decides, else it is a defect of the capture.
-fn refusal(txid: TxId, error: EncodeError) -> Error {
-    let message = format!("freezing delta {txid}: {error}");
-    let full = std::error::Error::source(&error)
-        .and_then(|source| source.downcast_ref::<std::io::Error>())
-        .is_some_and(|e| e.kind() == std::io::ErrorKind::StorageFull);
-    Error::new(if full { ErrorKind::Full } else { ErrorKind::Local }, message)
 }

@@ -65,9 +65,8 @@ impl Opening<'_> {
             self.outbox.remove(stale.id.txid)?;
         }
         let envelope = self.outbox.freeze(TxId(1), position, timestamp_ms, |out| {
-            let refused = |e: crate::delta::EncodeError| {
-                Error::new(ErrorKind::Local, format!("adopting {}: {e}", path.display()))
-            };
+            let refused =
+                |e: crate::delta::EncodeError| Error::from(e).context(format_args!("adopting {}", path.display()));
             let header =
                 Header { node_id: state.protocol.nonce.0, ..Header::level_0(page_size, pages, TxId(1), timestamp_ms) };
             let mut encoder = Encoder::new(out, header).map_err(refused)?;

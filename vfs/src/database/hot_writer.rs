@@ -14,8 +14,6 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use crate::sync::{Condvar, Mutex};
-
 use super::{CAPTURE_WAIT, Database};
 use crate::delta::Decoder;
 use crate::error::{Error, Result};
@@ -28,6 +26,7 @@ use crate::replica::index_fetch::{ObjectIndex, WHOLE};
 use crate::replica::names::Replica;
 use crate::runtime;
 use crate::store::{Condition, Generation, StoreError};
+use crate::sync::{Condvar, Mutex};
 
 /// The hot index of a database up to 1 GB is at most so many deltas behind the log, and twice as many where one could not be written.
 pub(super) const AT_MOST_BEHIND: u64 = 48;

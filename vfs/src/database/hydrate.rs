@@ -13,13 +13,12 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::sync::Mutex;
-
 use super::Database;
 use crate::cache::file::Batch;
 use crate::config::Hydrate;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log;
+use crate::sync::Mutex;
 
 /// Batches in a row that may bring nothing.
 const TRIES: u32 = 5;

@@ -26,8 +26,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::sync::{Condvar, Mutex, RwLock};
-
 use self::exclusive::ExclusiveWal;
 use crate::apply::index::IndexWriter;
 use crate::apply::{Applier, Outcome};
@@ -48,6 +46,7 @@ use crate::per_process;
 use crate::protocol::ObjectId;
 use crate::replica::names::Replica;
 use crate::store;
+use crate::sync::{Condvar, Mutex, RwLock};
 use crate::upload::budget::Pace;
 use crate::upload::follow::Follower;
 use crate::upload::group::Group;
@@ -150,7 +149,7 @@ pub(crate) struct Database {
     hot: hot_writer::HotWriter,
     pub(crate) epochs: Mutex<VecDeque<(u64, TxId)>>,
     /// Held for the whole life: shared with the other processes that have the database open.
-    members: std::fs::File,
+    members: Arc<std::fs::File>,
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) follower: Arc<Follower>,
     index: Mutex<Option<Arc<dyn WalIndex>>>,
@@ -174,8 +173,6 @@ pub(crate) struct Database {
     pub(crate) urgent: AtomicU32,
     pub(crate) settled: (Mutex<()>, Condvar),
     pub(crate) group: Group,
-    /// Uploads whose follow-up was put off.
-    pub(crate) put_off: AtomicU32,
     ahead: Arc<save_ahead::SaveAhead>,
     held_back: Mutex<Option<Instant>>,
     holds: AtomicU32,

@@ -24,7 +24,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::sync::{Condvar, Mutex, RwLock};
 use bytes::Bytes;
 
 use super::{Database, OpenRequest, hot, hot_writer};
@@ -54,6 +53,7 @@ use crate::replica::page_map::PageMap;
 use crate::runtime;
 use crate::store;
 use crate::store::url::BucketUrl;
+use crate::sync::{Condvar, Mutex, RwLock};
 use crate::upload::budget::{Budget, Pace};
 use crate::upload::driver;
 use crate::upload::follow::Follower;
@@ -130,8 +130,8 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         layout,
         replica,
     };
-    let members = locks::open(&opening.layout.lock())?;
-    let result = opening.prepare_or_join(&members);
+    let lock = locks::open(&opening.layout.lock())?;
+    let result = opening.prepare_or_join(&lock);
     if result.is_err() && !had_directory {
         // Nothing of value can be in a directory that this failed open has made.
         let _ = fs::remove_dir_all(opening.layout.dir());
@@ -155,13 +155,12 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         opened.requests,
         opened.round_trips
     );
-    let lock = opening.layout.lock();
     opening.bound(&cache);
     Ok(Database {
         durability: RwLock::new(opening.config.durability),
         page_size: cache.page_size(),
         cache,
-        capture: HostMutex::new(&lock, LockByte::Capture, Capture::open(&opening.layout, &opening.outbox)?)?,
+        capture: HostMutex::new(&lock, LockByte::Capture, Capture::open(&opening.layout, &opening.outbox)?),
         nonce: state.protocol.nonce.0,
         generation: crate::per_process::generation(),
         pending: PendingDeltas::of(opening.layout.dir()),
@@ -169,20 +168,20 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         hydration: Default::default(),
         sending: Mutex::default(),
         hot: hot_writer::HotWriter::of(hot),
-        uploader: HostMutex::new(&lock, LockByte::Upload, ())?,
-        lease_lane: HostMutex::new(&lock, LockByte::Lease, ())?,
-        state_lock: HostMutex::new(&lock, LockByte::State, ())?,
-        members,
+        uploader: HostMutex::new(&lock, LockByte::Upload, ()),
+        lease_lane: HostMutex::new(&lock, LockByte::Lease, ()),
+        state_lock: HostMutex::new(&lock, LockByte::State, ()),
+        members: Arc::clone(&lock),
         keeper: Arc::new(Keeper::new(
             opening.replica.clone(),
             opening.layout.dir().to_owned(),
             opening.config.retention,
-            HostMutex::new(&lock, LockByte::History, ())?,
+            HostMutex::new(&lock, LockByte::History, ()),
         )),
         follower: Arc::new(Follower::new(
             opening.config.role,
             opening.config.poll_interval,
-            HostMutex::new(&lock, LockByte::Follow, ())?,
+            HostMutex::new(&lock, LockByte::Follow, ()),
         )),
         index: Mutex::new(None),
         exclusive: Mutex::default(),
@@ -200,7 +199,6 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         urgent: 0.into(),
         settled: (Mutex::new(()), Condvar::new()),
         group: Group::default(),
-        put_off: 0.into(),
         ahead: Arc::default(),
         held_back: Mutex::new(None),
         holds: 0.into(),

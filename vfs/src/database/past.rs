@@ -13,7 +13,6 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
-use crate::sync::Mutex;
 use serde_json::json;
 
 use super::open::{OPEN_WAIT, READ_WAIT, replica_of};
@@ -34,6 +33,7 @@ use crate::replica::index_fetch::ObjectIndex;
 use crate::replica::names::Replica;
 use crate::replica::page_map::PageMap;
 use crate::runtime;
+use crate::sync::Mutex;
 use crate::upload::now_ms;
 
 /// Path, replica and transaction.

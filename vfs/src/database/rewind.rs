@@ -78,7 +78,7 @@ impl Database {
         changed.insert(Pgno::ONE);
         changed.remove(&self.page_size.lock_page());
 
-        let failed = |e: EncodeError| Error::new(ErrorKind::Local, format!("making the delta back to {txid}: {e}"));
+        let failed = |e: EncodeError| Error::from(e).context(format_args!("making the delta back to {txid}"));
         let spool = Spool::new(self.layout.dir())?;
         let out = std::io::BufWriter::with_capacity(1 << 20, spool.writer()?);
         let header = Header { node_id: self.nonce(), ..Header::level_0(self.page_size, pages, head.next(), now_ms()) };

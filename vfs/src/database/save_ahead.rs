@@ -7,10 +7,9 @@
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
-use crate::sync::Mutex;
-
 use super::{Database, RESET_WAIT, WalEnd};
 use crate::log;
+use crate::sync::Mutex;
 use crate::upload::pump::{self, Turn};
 
 /// From this many uncaptured frames on it is worth another thread's while.

@@ -67,7 +67,7 @@ impl Database {
             "durability": self.durability.read().word(),
             "committed_txid": committed.to_string(),
             "durable_txid": durable.to_string(),
-            "role": if self.shared.fenced() { "fenced" } else if self.has_right() { "writer" } else if BootTime::now() < self.shared.held_elsewhere() { "waiting" } else if self.config.role == Role::Follower || self.shared.others_write() { "follower" } else { "reader" },
+            "role": self.role(),
             "lease": {
                 "state": if self.has_right() { "held" } else if self.holder.lock().is_some() { "elsewhere" } else { "none" },
                 "holder": *self.holder.lock(),
@@ -111,6 +111,17 @@ impl Database {
             "last_error": *self.last_error.lock(),
         })
         .to_string()
+    }
+
+    /// What this process is to the log.
+    fn role(&self) -> &'static str {
+        match () {
+            () if self.shared.fenced() => "fenced",
+            () if self.has_right() => "writer",
+            () if BootTime::now() < self.shared.held_elsewhere() => "waiting",
+            () if self.config.role == Role::Follower || self.shared.others_write() => "follower",
+            () => "reader",
+        }
     }
 
     /// Bytes that the database takes on the local disk: cache file without its holes, WAL, outbox.

@@ -4,13 +4,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use crate::sync::Mutex;
-
 use super::{Database, RESET_WAIT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::log;
 use crate::page::TxId;
 use crate::per_process::PerProcess;
+use crate::sync::Mutex;
 
 /// How often a waiter looks whether another process has settled its upload.
 const POLL: Duration = Duration::from_millis(1);
@@ -105,15 +104,19 @@ impl Database {
     /// Says at a close, or at SIGTERM, how much the bucket does not have, and where it is.
     pub(super) fn report_unsent(&self, when: &str, error: &Error) {
         // What only the WAL holds so far is counted, and kept, with the rest.
-        if let Err(e) = self.save_captured(RESET_WAIT) {
-            self.note_error(&e);
-        }
+        let beside = match self.save_captured(RESET_WAIT) {
+            Ok(()) => "",
+            Err(e) => {
+                self.note_error(&e);
+                " and all that the WAL holds"
+            }
+        };
         let durable = self.shared.durable();
         let kept = self.outbox().list().unwrap_or_default();
         let deltas: u64 = kept.iter().filter(|kept| kept.id.txid > durable).map(|kept| kept.id.size).sum();
         let bytes = deltas + self.shared.saved_bytes();
         log::error!(
-            "{}: {when} with {bytes} bytes of commits not uploaded; they are kept in {} and sent at the next open: {error}",
+            "{}: {when} with {bytes} bytes of commits{beside} not uploaded; they are kept in {} and sent at the next open: {error}",
             self.layout.main().display(),
             self.layout.outbox().display(),
         );

@@ -30,8 +30,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::sync::Mutex;
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::log;
 use crate::page::TxId;
@@ -41,6 +39,7 @@ use crate::protocol::deletes::may_compact;
 use crate::replica::fetch::{LocalObjects, NoLocalObjects};
 use crate::replica::names::{ObjectName, Replica};
 use crate::store::BucketTime;
+use crate::sync::Mutex;
 
 use self::compact::Compactor;
 use self::listing::Row;

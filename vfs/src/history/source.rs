@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
-use crate::sync::Mutex;
 use bytes::{Buf, Bytes};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -20,6 +19,7 @@ use crate::replica::fetch::{LocalObjects, ReadAt};
 use crate::replica::index_fetch::ReadError;
 use crate::replica::names::Replica;
 use crate::runtime;
+use crate::sync::Mutex;
 
 /// What all objects that are read together may keep in memory, in bytes.
 const MEMORY: u64 = 16 << 20;

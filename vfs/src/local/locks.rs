@@ -1,8 +1,9 @@
 //! Locks between the processes of one host, on bytes of `app.db-gcs/lock`.
 //!
 //! They are open-file-description locks: the kernel lets go of them when the process ends, however it ends,
-//! and closing some other descriptor of the file does not. They do not exclude threads that share the
-//! descriptor, so each exclusive lock carries a mutex for the threads of this process.
+//! and closing some other descriptor of the file does not. Locks of different bytes share one descriptor and know nothing of each
+//! other. They do not exclude threads that share the descriptor, so each exclusive lock carries a mutex for the threads of this
+//! process, and two locks of one byte need a descriptor each.
 //!
 //! Order, outermost first: `Follow`, SQLite's locks, `Lease`, `Upload`, `Capture`, `State`. Nobody waits for the network under
 //! `Capture` or `State`.
@@ -10,6 +11,7 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::time::{Duration, Instant};
 
@@ -53,14 +55,15 @@ pub(crate) enum Mode {
 /// How often a waiter looks again; the kernel's own waiting has no deadline.
 const POLL: Duration = Duration::from_millis(2);
 
-/// Opens the lock file, which every lock of this process and database shares.
-pub(crate) fn open(path: &Path) -> Result<File> {
+/// Opens the lock file, for locks of different bytes.
+pub(crate) fn open(path: &Path) -> Result<Arc<File>> {
     File::options()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .open(path)
+        .map(Arc::new)
         .map_err(|e| Error::local(format_args!("opening {}", path.display()), &e))
 }
 
@@ -103,7 +106,7 @@ pub(crate) fn set_within(file: &File, byte: LockByte, mode: Mode, limit: Duratio
 
 /// An exclusive lock between the threads of this process and the processes of this host, over what it guards.
 pub(crate) struct HostMutex<T> {
-    file: File,
+    file: Arc<File>,
     byte: LockByte,
     inner: Mutex<T>,
     /// Threads of this process that wait for `inner`.
@@ -154,10 +157,10 @@ impl Drop for Tells<'_> {
 }
 
 impl<T> HostMutex<T> {
-    /// Over `value`, with a descriptor of the lock file of its own.
-    pub(crate) fn new(path: &Path, byte: LockByte, value: T) -> Result<HostMutex<T>> {
+    /// Over `value`, with a descriptor of the lock file that no other lock uses for this byte.
+    pub(crate) fn new(file: &Arc<File>, byte: LockByte, value: T) -> HostMutex<T> {
         let freed = (Mutex::new(()), Condvar::new());
-        Ok(HostMutex { file: open(path)?, byte, inner: Mutex::new(value), waiting: 0.into(), freed })
+        HostMutex { file: Arc::clone(file), byte, inner: Mutex::new(value), waiting: 0.into(), freed }
     }
 
     /// Takes the lock if it is free now.
@@ -228,7 +231,7 @@ mod tests {
     #[test]
     fn every_thread_that_waits_gets_its_turn_and_one_in_vain_ends_in_time() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mutex = HostMutex::new(&dir.path().join("lock"), LockByte::Capture, 0).expect("a lock");
+        let mutex = HostMutex::new(&open(&dir.path().join("lock")).expect("a file"), LockByte::Capture, 0);
         let held = mutex.try_lock().expect("no error").expect("free");
         assert!(mutex.lock_within(Duration::from_millis(10), "the lock").is_err());
         std::thread::scope(|scope| {
@@ -252,14 +255,28 @@ mod tests {
     fn two_descriptors_exclude_each_other_and_a_dropped_guard_lets_go() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("lock");
-        let one = HostMutex::new(&path, LockByte::Capture, ()).expect("a lock");
-        let two = HostMutex::new(&path, LockByte::Capture, ()).expect("a lock");
+        let one = HostMutex::new(&open(&path).expect("a file"), LockByte::Capture, ());
+        let two = HostMutex::new(&open(&path).expect("a file"), LockByte::Capture, ());
         let held = one.try_lock().expect("no error").expect("free");
         assert!(two.try_lock().expect("no error").is_none());
         let error = two.lock_within(Duration::from_millis(5), "the capture lock").err().expect("a refusal");
         assert_eq!(error.kind(), ErrorKind::Busy);
         drop(held);
         assert!(two.try_lock().expect("no error").is_some());
+    }
+
+    #[test]
+    fn locks_of_different_bytes_share_a_descriptor_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("lock");
+        let file = open(&path).expect("a file");
+        let [upload, lease] = [LockByte::Upload, LockByte::Lease].map(|byte| HostMutex::new(&file, byte, ()));
+        let others = HostMutex::new(&open(&path).expect("a file"), LockByte::Lease, ());
+        let held = lease.try_lock().expect("no error").expect("free");
+        drop(upload.try_lock().expect("no error").expect("free beside it"));
+        assert!(others.try_lock().expect("no error").is_none(), "still held");
+        drop(held);
+        assert!(others.try_lock().expect("no error").is_some());
     }
 
     #[test]

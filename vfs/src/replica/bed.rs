@@ -7,7 +7,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::sync::Mutex;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fastrand::Rng;
@@ -18,6 +17,7 @@ use crate::replica::chain::plan;
 use crate::replica::index_fetch::ObjectIndex;
 use crate::replica::names::{Listed, ObjectName, Replica};
 use crate::store::{Condition, Entry, Generation, Meta, Object, Store, StoreError, Traffic};
+use crate::sync::Mutex;
 
 pub(crate) const PAGE: PageSize = PageSize::DEFAULT;
 

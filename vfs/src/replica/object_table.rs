@@ -24,12 +24,11 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::sync::Mutex;
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::page::TxId;
 use crate::replica::names::ObjectName;
 use crate::store::Generation;
+use crate::sync::Mutex;
 use crate::words::{DATA, NotUsable, Words};
 
 /// "gcsobj" and the format's version.

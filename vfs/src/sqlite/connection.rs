@@ -24,8 +24,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::sync::Mutex;
-
 use super::base::BaseFile;
 use super::codes::{Callback, report};
 use super::ffi;
@@ -35,6 +33,7 @@ use super::registry::{Entry, Open};
 use crate::capture::index;
 use crate::database::{Database, WalEnd};
 use crate::log;
+use crate::sync::Mutex;
 
 const CKPT: u32 = 1 << ffi::SHM_CKPT;
 /// From this many frames on a commit that waits lets go of its read mark. SQLite's own checkpoints begin at 1000.

@@ -16,8 +16,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::sync::{Condvar, Mutex, MutexGuard};
-
 use super::base::{BaseFile, BaseVfs};
 use super::ffi;
 use super::filename::Filename;
@@ -26,6 +24,7 @@ use crate::apply::index::IndexWriter;
 use crate::database::WalIndex;
 use crate::error::Result;
 use crate::log;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// How long a connection that wants EXCLUSIVE waits for the engine to let writers in again.
 const SUSPEND_WAIT: Duration = Duration::from_secs(2);

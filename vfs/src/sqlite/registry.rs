@@ -16,13 +16,12 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use crate::sync::{Mutex, MutexGuard};
-
 use super::connection::Connection;
 use super::own_handle::OwnHandle;
 use super::sigterm;
 use crate::database::{Database, OpenRequest};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::{Mutex, MutexGuard};
 
 struct Map {
     entries: Mutex<HashMap<PathBuf, Arc<Entry>>>,

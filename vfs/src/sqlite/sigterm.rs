@@ -21,11 +21,10 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::sync::Mutex;
-
 use super::guard::guard;
 use crate::database;
 use crate::log;
+use crate::sync::Mutex;
 
 /// How long the upload may take in all.
 const LIMIT: Duration = Duration::from_secs(8);

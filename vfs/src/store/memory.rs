@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::sync::Mutex;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::{BucketTime, Condition, Entry, Generation, Meta, Object, Store, StoreError, Traffic, check_name, clip};
+use crate::sync::Mutex;
 
 /// No call waits longer than this, also not at a [`Gate`] that nobody opens.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);

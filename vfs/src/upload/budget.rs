@@ -15,9 +15,8 @@
 
 use std::time::Duration;
 
-use crate::sync::Mutex;
-
 use crate::local::shared::BootTime;
+use crate::sync::Mutex;
 
 /// The shortest interval: as without a budget.
 pub(crate) const LEAST: Duration = Duration::from_secs(1);

@@ -6,12 +6,11 @@
 
 use std::collections::HashMap;
 
-use crate::sync::Mutex;
-
 use crate::database::Database;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime;
 use crate::store::honours_conditions;
+use crate::sync::Mutex;
 
 /// What was found out, by bucket.
 static FOUND: Mutex<Option<HashMap<String, bool>>> = Mutex::new(None);

@@ -252,7 +252,7 @@ impl<'a> Remote<'a> {
 
     /// An empty delta on top of the head; in an empty log the one-page database.
     fn make_seal(&mut self, txid: TxId) -> Result<Answer> {
-        let refused = |e: EncodeError| Error::new(ErrorKind::Local, format!("making seal {txid}: {e}"));
+        let refused = |e: EncodeError| Error::from(e).context(format_args!("making seal {txid}"));
         let (page_size, pages) = match self.listing.iter().find(|object| object.name.max.next() == txid) {
             Some(head) => match self.header_of(head)? {
                 Some(header) => (header.page_size, header.commit),

@@ -23,11 +23,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use crate::sync::{Condvar, Mutex};
-use bytes::Bytes;
-
 use super::STORE_WAIT;
 use super::driver::{known, now};
+use super::fetched::{self, Fetched};
 use super::pump::{self, Line, Turn};
 use crate::apply::backfill::DatabaseFile;
 use crate::apply::{Checkpoint, Outcome};
@@ -42,9 +40,9 @@ use crate::log;
 use crate::page::{PageCount, Pgno, TxId};
 use crate::protocol::{self, Answer, Follow, Followed, ObjectId, Operation, Request, Step};
 use crate::replica::chain;
-use crate::replica::names::{Listed, ObjectName, Replica};
+use crate::replica::names::{Listed, Replica};
 use crate::runtime;
-use crate::store::StoreError;
+use crate::sync::{Condvar, Mutex};
 
 /// How long the read that wakes a follower waits for its look.
 const WAKE_WAIT: Duration = Duration::from_secs(1);
@@ -99,13 +97,6 @@ struct Pace {
     unfilled_since: Option<Instant>,
     /// The last error that was logged.
     said: Option<String>,
-}
-
-/// An object that was fetched.
-struct Fetched {
-    object: Listed,
-    id: ObjectId,
-    bytes: Bytes,
 }
 
 /// What a turn does.
@@ -233,7 +224,7 @@ impl Follower {
         if held.is_none() {
             // An empty log: its first delta is never deleted, so that one name tells.
             let asked = now();
-            return Ok(Some(match get(replica, TxId(1), 1, ahead)? {
+            return Ok(Some(match fetched::delta(replica, TxId(1), 1, ahead)? {
                 Some(delta) => Next::Delta(delta, asked),
                 None => Next::Nothing(asked),
             }));
@@ -247,7 +238,7 @@ impl Follower {
             };
             match step? {
                 Step::Ask(Request::GetDelta(txid)) => {
-                    let found = get(replica, txid, more, ahead)?;
+                    let found = fetched::delta(replica, txid, more, ahead)?;
                     answer = Answer::Delta(found.as_ref().map(|found| found.id));
                     fetched = found;
                 }
@@ -312,7 +303,7 @@ impl Follower {
                     Err(e) => return Some(Err(e)),
                 };
                 for object in plan {
-                    let found = match get_object(replica, &object) {
+                    let found = match fetched::object(replica, &object) {
                         Ok(found) => found,
                         Err(e) => return Some(Err(e)),
                     };
@@ -517,49 +508,6 @@ impl DatabaseFile for CacheFile {
     fn cut(&self, pages: PageCount) -> Result<()> {
         CacheFile::cut(self, pages)
     }
-}
-
-/// The delta of a TXID, and as many after it as `more` says, which are kept in `ahead`. `None`: there is none.
-fn get(replica: &Replica, txid: TxId, more: u64, ahead: &mut VecDeque<Fetched>) -> Result<Option<Fetched>> {
-    while let Some(known) = ahead.pop_front() {
-        if known.id.txid == txid {
-            return Ok(Some(known));
-        }
-    }
-    let what = format!("reading {}", replica.ltx(&ObjectName::delta(txid)));
-    let (replica, store) = (replica.clone(), replica.store().clone());
-    let gets = async move {
-        let get = |txid| {
-            let (name, store) = (replica.ltx(&ObjectName::delta(TxId(txid))), store.clone());
-            async move { store.get(&name, None).await }
-        };
-        futures::future::join_all((txid.0..txid.0 + more).map(get)).await
-    };
-    for (object, txid) in runtime::wait(&what, STORE_WAIT, gets)?.into_iter().zip(txid.0..) {
-        match object {
-            Ok(object) => {
-                let bytes = object.bytes;
-                let id = ObjectId { txid: TxId(txid), size: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
-                let object = Listed { name: ObjectName::delta(TxId(txid)), meta: object.meta };
-                ahead.push_back(Fetched { object, id, bytes });
-            }
-            Err(StoreError::NotFound(_)) => break,
-            // What came before it is good.
-            Err(_) if !ahead.is_empty() => break,
-            Err(e) => return Err(Error::from(e).context(what)),
-        }
-    }
-    Ok(ahead.pop_front())
-}
-
-/// An object of a listing.
-fn get_object(replica: &Replica, object: &Listed) -> Result<Fetched> {
-    let (name, store) = (replica.ltx(&object.name), replica.store().clone());
-    let what = format!("reading {name}");
-    let got = runtime::wait(&what, STORE_WAIT, async move { store.get(&name, None).await })?;
-    let bytes = got.map_err(|e| Error::from(e).context(what))?.bytes;
-    let id = ObjectId { txid: object.name.max, size: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
-    Ok(Fetched { object: object.clone(), id, bytes })
 }
 
 fn in_ms(time: BootTime) -> protocol::BootTime {

@@ -15,8 +15,6 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use crate::sync::Mutex;
-
 use super::STORE_WAIT;
 use super::pump::{self, Line, Turn};
 use crate::database::Database;
@@ -31,6 +29,7 @@ use crate::replica::chain::Chain;
 use crate::replica::names::{ObjectName, Replica};
 use crate::runtime;
 use crate::store::{BucketTime, Generation, Meta};
+use crate::sync::Mutex;
 
 /// How long the page map's change waits for whoever is uploading.
 const MAP_WAIT: Duration = Duration::from_secs(20);

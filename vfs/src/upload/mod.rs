@@ -13,6 +13,7 @@ pub(crate) mod budget;
 mod conditions;
 pub(crate) mod driver;
 mod fast_forward;
+mod fetched;
 pub(crate) mod follow;
 pub(crate) mod group;
 pub(crate) mod history;
@@ -41,10 +42,6 @@ const BUSY_URGENT: Duration = Duration::from_millis(1);
 const BUSY: Duration = Duration::from_millis(20);
 /// How soon a turn asks again for a lease that somebody else holds.
 const BUSY_ELSEWHERE: Duration = Duration::from_millis(300);
-/// Commits that waited for an upload are back in a moment with the next ones, which would wait for all that follows from the
-/// upload as well. So that is put off, for so long if nobody comes, and so many times in a row.
-const PUT_OFF: Duration = Duration::from_millis(5);
-const PUT_OFF_TIMES: u32 = 16;
 /// How long one turn keeps sending a delta whose outcome is unknown, before it lets others at the locks.
 const APPEND_WAIT: Duration = Duration::from_secs(10);
 /// After failures in a row the next attempt waits this long, doubled each time, at most `BACKOFF_MOST`.
@@ -104,19 +101,12 @@ impl Database {
                 self.note_epoch(epoch);
                 self.append_all(Instant::now() + APPEND_WAIT)?;
                 self.group.settled(joined);
-                if joined > 0 && self.put_off.fetch_add(1, Ordering::SeqCst) < PUT_OFF_TIMES {
-                    return Ok(Instant::now() + PUT_OFF);
-                }
-                self.follow_up()?;
+                self.update_map()?;
+                self.tend_history()?;
+                self.refresh_hot_index();
             }
         }
         let is_pending = self.is_pending();
-        if !is_pending
-            && self.put_off.load(Ordering::SeqCst) > 0
-            && let Some(_uploader) = self.uploader.try_lock()?
-        {
-            self.follow_up()?;
-        }
         if !is_pending {
             self.update_map_when_idle()?;
         }
@@ -128,15 +118,6 @@ impl Database {
             Some(tend) => Ok(next.min(tend)),
             None => Ok(next),
         }
-    }
-
-    /// What follows from uploads, and nobody waits for. Under the upload lane.
-    fn follow_up(&self) -> Result<()> {
-        self.put_off.store(0, Ordering::SeqCst);
-        self.update_map()?;
-        self.tend_history()?;
-        self.refresh_hot_index();
-        Ok(())
     }
 
     /// Whether something committed is not in the bucket.

@@ -12,10 +12,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use crate::sync::{Condvar, Mutex};
-
 use crate::error::{Error, Result};
 use crate::per_process::PerProcess;
+use crate::sync::{Condvar, Mutex};
 
 /// What a thread is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -17,7 +17,7 @@ use crate::capture::{Capture, Freeze};
 use crate::database::WalIndex;
 use crate::delta::Decoder;
 use crate::local::Layout;
-use crate::local::locks::{HostMutex, LockByte};
+use crate::local::locks::{self, HostMutex, LockByte};
 use crate::local::shared::Shared;
 use crate::local::state::{FORMAT, State};
 use crate::outbox::Outbox;
@@ -93,7 +93,7 @@ impl Bed {
         let db = connect(path, page_size);
         let index = plain_index(path);
         assert!(index.bytes().is_some(), "the wal-index is not mapped");
-        let capture = HostMutex::new(&layout.lock(), LockByte::Capture, capture).expect("a lock");
+        let capture = HostMutex::new(&locks::open(&layout.lock()).expect("a file"), LockByte::Capture, capture);
         let page_size = PageSize::new(page_size).expect("a legal size");
         Bed { db, layout, shared, capture, index, page_size, outbox, file: None }
     }

@@ -17,7 +17,6 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
-use crate::sync::Mutex;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use google_cloud_auth::credentials;
@@ -33,6 +32,7 @@ use super::{
     check_name, clip,
 };
 use crate::per_process::PerProcess;
+use crate::sync::Mutex;
 use attempt::{Attempt, Kind, retry};
 use json::Json;
 use upload::Body;

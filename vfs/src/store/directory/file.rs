@@ -7,11 +7,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::sync::Mutex;
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 
 use crate::store::{BucketTime, StoreError, check_name};
+use crate::sync::Mutex;
 
 /// Where files are written before they have a name. Nothing in it is an object.
 pub(super) const OWN_FOLDER: &str = ".sqlite-gcs";
