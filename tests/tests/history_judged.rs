@@ -152,7 +152,8 @@ impl Run {
             let (txid, time) = history[n];
             let host = self.hosts[self.at].clone();
             let expected = self.bed.restored(Point::TxId(txid));
-            assert_eq!(content_at(&mut self.session, &host, txid), expected, "as of {txid} after {:?}", self.steps);
+            let then = content_at(&mut self.session, &host, txid);
+            assert!(then == expected, "not what it was as of {txid}, after {:?}", self.steps);
             if let Some(seen) = self.states.get(txid) {
                 let restored = self.bed.restored_pages(Point::TxId(txid));
                 assert_eq!(difference(&restored, seen), None, "as of {txid} after {:?}", self.steps);
@@ -166,10 +167,11 @@ impl Run {
             };
             let expected = self.bed.restored(Point::TxId(last));
             let (now, after) = (time.format(&Rfc3339).unwrap(), time + Duration::from_millis(1));
-            assert_eq!(content_at(&mut self.session, &host, &now), expected, "as of {now} after {:?}", self.steps);
+            let then = content_at(&mut self.session, &host, &now);
+            assert!(then == expected, "as of {now} it is not at {last}, after {:?}", self.steps);
             let after = after.format(&Rfc3339).unwrap();
             let before = self.bed.restored(Point::Timestamp(&after));
-            assert_eq!(before, expected, "litestream before {after}, after {:?}", self.steps);
+            assert!(before == expected, "litestream before {after} is not at {last}, after {:?}", self.steps);
         }
     }
 }

@@ -41,6 +41,29 @@ fn files(host: &Host) -> Vec<String> {
 }
 
 #[test]
+fn what_a_killed_process_left_unsent_gets_its_time_from_the_log() {
+    let bed = Bed::new();
+    let (host, mut session) = with_history(&bed, "flush_interval=60s", 1);
+    session.sql("INSERT INTO t VALUES (100, 'unsent')").unwrap();
+    session.kill();
+    // Behind a seal, whose time is that of the takeover.
+    let mut session = host.open();
+    session.sql("PRAGMA gcs_flush").unwrap();
+    // Litestream knows no time after the last.
+    session.sql("INSERT INTO t VALUES (101, 'after it')").unwrap();
+    session.sql("PRAGMA gcs_flush").unwrap();
+    let points = history(&mut session);
+    let times: Vec<_> = points.iter().map(|(_, time)| OffsetDateTime::parse(time, &Rfc3339).unwrap()).collect();
+    assert!(times.is_sorted(), "{points:?}");
+    let (txid, time) = &points[points.len() - 2];
+    let expected = bed.restored(Point::TxId(txid));
+    assert!(expected.contains("unsent"), "{expected}");
+    let after = (OffsetDateTime::parse(time, &Rfc3339).unwrap() + Duration::from_millis(1)).format(&Rfc3339).unwrap();
+    assert_eq!(bed.restored(Point::Timestamp(&after)), expected, "litestream before {after}");
+    assert_eq!(session.quit(), Some(0));
+}
+
+#[test]
 fn every_point_opens_as_litestream_restores_it() {
     let bed = Bed::new();
     let (host, mut session) = with_history(&bed, "flush_interval=0", 90);

@@ -70,19 +70,21 @@ impl Outbox {
         self.freeze_as(&self.path(txid), txid, position, timestamp_ms, write)
     }
 
-    /// Freezes the deltas anew, in their order, with TXIDs from `first` on. The old files stay, and the new ones do not
-    /// count, until [`Outbox::adopt_refrozen`] is told that the state names them.
-    pub(crate) fn refreeze(&self, first: TxId) -> Result<Vec<ObjectId>> {
+    /// Freezes the deltas anew, in their order, with TXIDs from `first` on and times after `last_ms`, and returns their ids and the
+    /// last time. The old files stay, and the new ones do not count, until [`Outbox::adopt_refrozen`] is told that the state
+    /// names them.
+    pub(crate) fn refreeze(&self, first: TxId, mut last_ms: i64) -> Result<(Vec<ObjectId>, i64)> {
         self.adopt_refrozen(&[])?;
         let mut fresh = Vec::new();
         for (old, txid) in self.list()?.into_iter().zip((first.0..).map(TxId)) {
             let body = self.body(&old.id)?;
             let path = suffixed(&self.path(txid), REFROZEN);
+            last_ms = old.timestamp_ms.max(last_ms + 1);
             let envelope =
-                self.freeze_as(&path, txid, old.position, old.timestamp_ms, |out| renumber(body.reader(), txid, out))?;
+                self.freeze_as(&path, txid, old.position, last_ms, |out| renumber(body.reader(), txid, last_ms, out))?;
             fresh.push(envelope.id);
         }
-        Ok(fresh)
+        Ok((fresh, last_ms))
     }
 
     /// Lets the deltas that were frozen anew under these ids take the place of the old ones, and removes all others that
@@ -285,10 +287,10 @@ fn envelope_in(path: &Path) -> Result<Envelope> {
     Ok(envelope)
 }
 
-/// Writes a delta's pages again under another TXID.
-fn renumber(bytes: impl std::io::Read, txid: TxId, out: &mut Measured) -> Result<()> {
+/// Writes a delta's pages again under another TXID and time.
+fn renumber(bytes: impl std::io::Read, txid: TxId, timestamp_ms: i64, out: &mut Measured) -> Result<()> {
     let mut old = Decoder::new(bytes)?;
-    let header = Header { min: txid, max: txid, ..*old.header() };
+    let header = Header { min: txid, max: txid, timestamp_ms, ..*old.header() };
     let refused =
         |e: EncodeError| Error::from(e).context(format_args!("freezing delta {txid} anew, beside the old one"));
     let mut encoder = Encoder::new(out, header).map_err(refused)?;

@@ -52,8 +52,9 @@ pub(crate) struct Remote<'a> {
     durable: Option<(ObjectId, Generation)>,
     /// The newest delta that this operation has written.
     written: Option<(ObjectId, Generation)>,
-    /// Of the seal that the operation made.
+    /// Of the seal that the operation made, and its time.
     seal: Bytes,
+    seal_ms: i64,
     /// That seal, once it is in the bucket.
     sealed: Option<(ObjectId, Generation)>,
     listing: Vec<Listed>,
@@ -76,6 +77,7 @@ impl<'a> Remote<'a> {
             durable,
             written: None,
             seal: Bytes::new(),
+            seal_ms: 0,
             sealed: None,
             listing: Vec::new(),
             deadline,
@@ -109,14 +111,14 @@ impl<'a> Remote<'a> {
             Request::MakeSeal(txid) => self.make_seal(txid),
             Request::PutSeal(id) => {
                 let name = self.replica.ltx(&ObjectName::delta(id.txid));
-                let answer = self.put(name, self.seal.clone(), metadata(now_ms()), Condition::Absent)?;
+                let answer = self.put(name, self.seal.clone(), metadata(self.seal_ms), Condition::Absent)?;
                 self.note_written(id, &answer);
                 if let Answer::Written(generation) = answer {
                     self.sealed = Some((id, generation));
                 }
                 Ok(answer)
             }
-            Request::Refreeze(first) => Ok(Answer::Refrozen(self.outbox.refreeze(first)?)),
+            Request::Refreeze(first) => self.refreeze(first),
         }
     }
 
@@ -253,14 +255,17 @@ impl<'a> Remote<'a> {
     /// An empty delta on top of the head; in an empty log the one-page database.
     fn make_seal(&mut self, txid: TxId) -> Result<Answer> {
         let refused = |e: EncodeError| Error::from(e).context(format_args!("making seal {txid}"));
-        let (page_size, pages) = match self.listing.iter().find(|object| object.name.max.next() == txid) {
+        let (page_size, pages, before_ms) = match self.listing.iter().find(|object| object.name.max.next() == txid) {
             Some(head) => match self.header_of(head)? {
-                Some(header) => (header.page_size, header.commit),
+                Some(header) => (header.page_size, header.commit, header.timestamp_ms),
                 None => return Ok(Answer::Unknown),
             },
-            None => (self.page_size, PageCount(1)),
+            None => (self.page_size, PageCount(1), 0),
         };
-        let header = Header { node_id: self.nonce, ..Header::level_0(page_size, pages, txid, now_ms()) };
+        let last_ms = self.database.shared.last_timestamp_ms().max(before_ms);
+        self.seal_ms = now_ms().max(last_ms + 1);
+        self.database.shared.set_last_timestamp_ms(self.seal_ms);
+        let header = Header { node_id: self.nonce, ..Header::level_0(page_size, pages, txid, self.seal_ms) };
         let mut encoder = Encoder::new(Vec::new(), header).map_err(refused)?;
         if txid == TxId(1) {
             encoder.page(Pgno::ONE, &new_database_header(page_size)).map_err(refused)?;
@@ -269,6 +274,20 @@ impl<'a> Remote<'a> {
         let id = ObjectId { txid, size, crc32c: crc32c::crc32c(&bytes) };
         self.seal = bytes.into();
         Ok(Answer::Made(id))
+    }
+
+    /// Freezes the outbox anew behind the head, also in time: what is opened by time goes by the order of the log.
+    fn refreeze(&mut self, first: TxId) -> Result<Answer> {
+        let mut last_ms = self.database.shared.last_timestamp_ms();
+        if let Some(head) = self.listing.iter().find(|object| object.name.max.next() == first) {
+            match self.header_of(head)? {
+                Some(header) => last_ms = last_ms.max(header.timestamp_ms),
+                None => return Ok(Answer::Unknown),
+            }
+        }
+        let (ids, last_ms) = self.outbox.refreeze(first, last_ms)?;
+        self.database.shared.set_last_timestamp_ms(last_ms);
+        Ok(Answer::Refrozen(ids))
     }
 
     fn header_of(&self, object: &Listed) -> Result<Option<Header>> {
