@@ -31,7 +31,7 @@ use crate::apply::index::IndexWriter;
 use crate::apply::{Applier, Outcome};
 use crate::cache::file::CacheFile;
 use crate::cache::pending::PendingDeltas;
-use crate::capture::index::{self, Committed};
+use crate::capture::index::{self, Committed, Seen};
 use crate::capture::{self, Capture};
 use crate::config::{Config, Durability, Role};
 use crate::delta::Decoder;
@@ -63,10 +63,8 @@ const LEAVE_WAIT: Duration = Duration::from_secs(5);
 /// until the next time double, so many times at the most.
 const HOLD_BACK: Duration = Duration::from_secs(1);
 const HOLDS: u32 = 6;
-/// How long a half-written header of the wal-index is waited for before its writer is taken for dead, and the pause between
-/// two looks.
+/// How long a half-written header of the wal-index is waited for before its writer is taken for dead.
 const TORN_FOR_GOOD: Duration = Duration::from_millis(500);
-const TORN_PAUSE: Duration = Duration::from_micros(50);
 /// How long the first commit after a quiet time waits for others to share its upload.
 const GATHER: Duration = Duration::from_millis(5);
 
@@ -445,25 +443,11 @@ impl Database {
 
     /// What is committed in the WAL now, as the wal-index or, without one, the exclusive connection or the file says.
     pub(crate) fn committed(&self) -> Option<Committed> {
-        let index = self.index.lock().clone();
-        if let Some(index) = index {
-            let (mut looks, mut torn_since) = (0, None);
-            // A header in the middle of an update is whole again a moment later, or later than that where its writer is not given
-            // the processor. To take it for nothing would acknowledge commits that are nowhere but here.
-            while let Some(bytes) = index.bytes() {
-                if let Some(committed) = index::parse(&bytes) {
-                    return Some(committed);
-                }
-                // Whole, and of a WAL without a frame.
-                if bytes[..48] == bytes[48..96] && !index::is_empty(&bytes) {
-                    break;
-                }
-                let since = *torn_since.get_or_insert_with(Instant::now);
-                if index::is_empty(&bytes) || since.elapsed() > TORN_FOR_GOOD {
-                    return self.committed_unrecovered(&*index);
-                }
-                looks += 1;
-                if looks < 1000 { std::hint::spin_loop() } else { std::thread::sleep(TORN_PAUSE) }
+        if let Some(index) = self.wal_index() {
+            match index::look(|| index.bytes(), TORN_FOR_GOOD) {
+                Seen::Committed(committed) => return Some(committed),
+                Seen::Unrecovered => return self.committed_unrecovered(&*index),
+                Seen::Nothing | Seen::Hidden => {}
             }
         }
         self.exclusive.lock().end()
