@@ -13,6 +13,9 @@ use super::swap::Swap;
 use super::{BootTime, TxId};
 use crate::store::Generation;
 
+/// A lease is renewed when so much of it is left: time for a request that gets no answer within the default of 10 s, and for another.
+const RENEW_MS: u64 = 12_000;
+
 /// What one host remembers, shared by its processes. Saved as JSON.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct State {
@@ -167,9 +170,11 @@ impl State {
         self.watch = None;
     }
 
-    /// Whether the right ends within half of its time to live: time to renew, if there is work at hand.
+    /// Whether the right ends soon: time to renew, if there is work at hand. A quarter of its time to live is left then, or
+    /// [`RENEW_MS`] where that is more, but no more than half of it.
     pub fn renewal_due(&self, now: BootTime) -> bool {
-        self.hold.as_ref().is_some_and(|hold| now.plus(hold.lease.ttl_ms / 2) >= hold.right_until)
+        let soon = |ttl_ms: u64| (ttl_ms / 4).max(RENEW_MS.min(ttl_ms / 2));
+        self.hold.as_ref().is_some_and(|hold| now.plus(soon(hold.lease.ttl_ms)) >= hold.right_until)
     }
 
     /// Whether a contender waits and this host has had its turn of at least `turn_ms`.
