@@ -70,7 +70,8 @@ pub(super) struct Connection {
     region: AtomicPtr<u32>,
     /// The snapshot that the read mark stood for is gone: nothing may be read until the mark is given up.
     snapshot_gone: AtomicBool,
-    /// What COMMIT_PHASETWO will wait for.
+    /// What was committed when WRITE was taken, and what COMMIT_PHASETWO will wait for.
+    began: Mutex<Option<WalEnd>>,
     end: Mutex<Option<WalEnd>>,
 }
 
@@ -97,6 +98,7 @@ impl Connection {
             writing: AtomicBool::new(false),
             region: AtomicPtr::new(ptr::null_mut()),
             snapshot_gone: AtomicBool::new(false),
+            began: Mutex::new(None),
             end: Mutex::new(None),
         }
     }
@@ -235,9 +237,15 @@ impl Connection {
         if writer && let Err(error) = self.database.before_write_lock() {
             return self.refuse(Callback::WriteLock, &error);
         }
+        let before = self.entry.writers.count();
         let code = self.take(ffi::SHM_WRITE, 1, flags);
-        if code == ffi::OK {
-            self.writing.store(writer, Ordering::Relaxed);
+        match code {
+            ffi::OK => {
+                self.writing.store(writer, Ordering::Relaxed);
+                *self.began.lock() = self.committed_end();
+            }
+            ffi::BUSY if writer => self.entry.writers.refused(before),
+            _ => {}
         }
         code
     }
@@ -315,8 +323,11 @@ impl Connection {
 
     fn shm_unlock(&self, offset: c_int, n: c_int, flags: c_int) -> c_int {
         let bits = bits(offset, n);
+        let mut written = true;
         if bits & (1 << ffi::SHM_WRITE) != 0 && self.writing.swap(false, Ordering::Relaxed) {
-            *self.end.lock() = self.committed_end();
+            let end = self.committed_end();
+            written = end != *self.began.lock();
+            *self.end.lock() = end;
         }
         if bits & READS != 0 {
             self.snapshot_gone.store(false, Ordering::Relaxed);
@@ -328,6 +339,9 @@ impl Connection {
         let code = self.base.shm_lock(offset, n, flags);
         self.shared.fetch_and(!bits, Ordering::Relaxed);
         self.exclusive.fetch_and(!bits, Ordering::Relaxed);
+        if bits & (1 << ffi::SHM_WRITE) != 0 {
+            self.entry.writers.let_go(written);
+        }
         if (offset, n) == (ffi::SHM_READ1, ffi::SHM_READS_BESIDE_0) {
             self.end_guard();
         }

@@ -33,6 +33,7 @@ mod rewind;
 mod sigterm;
 mod vfs;
 mod wal_file;
+mod write_queue;
 
 use std::ffi::{c_char, c_int, c_void};
 

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use super::connection::Connection;
 use super::own_handle::OwnHandle;
 use super::sigterm;
+use super::write_queue::WriteQueue;
 use crate::database::{Database, OpenRequest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::{Mutex, MutexGuard};
@@ -84,6 +85,7 @@ pub(super) struct Entry {
     pid: u32,
     /// Held while the database is opened or closed.
     gate: Mutex<()>,
+    pub(super) writers: Arc<WriteQueue>,
     members: Mutex<Members>,
 }
 
@@ -119,6 +121,7 @@ impl Entry {
                 path: path.to_owned(),
                 pid: std::process::id(),
                 gate: Mutex::new(()),
+                writers: Arc::default(),
                 members: Mutex::default(),
             })
         });

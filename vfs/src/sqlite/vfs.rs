@@ -10,6 +10,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use super::api::{self, Api};
 use super::base::{BaseFile, BaseVfs};
@@ -25,6 +26,7 @@ use super::paths::Paths;
 use super::process;
 use super::registry::{self, Entry};
 use super::wal_file::{self, WalFile};
+use super::write_queue;
 use crate::database::OpenRequest;
 use crate::database::past::Past;
 use crate::error::{Error, ErrorKind, Result};
@@ -453,7 +455,11 @@ unsafe extern "C" fn randomness(_vfs: *mut Vfs, size: c_int, out: *mut c_char) -
 }
 
 unsafe extern "C" fn sleep(_vfs: *mut Vfs, microseconds: c_int) -> c_int {
-    guard("xSleep", 0, || base().map_or(0, |b| b.sleep(microseconds)))
+    guard("xSleep", 0, || {
+        let asked = Duration::from_micros(microseconds.max(0) as u64);
+        let slept = write_queue::sleep(asked, |_| _ = base().map(|b| b.sleep(microseconds)));
+        slept.as_micros().min(c_int::MAX as u128) as c_int
+    })
 }
 
 unsafe extern "C" fn current_time(_vfs: *mut Vfs, out: *mut f64) -> c_int {
