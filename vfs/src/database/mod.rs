@@ -51,6 +51,7 @@ use crate::upload::budget::Pace;
 use crate::upload::follow::Follower;
 use crate::upload::group::Group;
 use crate::upload::history::Keeper;
+use crate::upload::lease_watch::LeaseWatch;
 use crate::upload::pump::{self, Turn};
 
 /// How long a reset of the WAL waits for the capture lock before it is put off.
@@ -171,6 +172,7 @@ pub(crate) struct Database {
     pub(crate) urgent: AtomicU32,
     pub(crate) settled: (Mutex<()>, Condvar),
     pub(crate) group: Group,
+    pub(crate) watch: Arc<LeaseWatch>,
     ahead: Arc<save_ahead::SaveAhead>,
     held_back: Mutex<Option<Instant>>,
     holds: AtomicU32,
@@ -193,6 +195,7 @@ impl Database {
         // The cell is new, so this is the one time that it is set.
         let _ = database.me.set(Arc::downgrade(&database));
         database.ahead.belongs_to(&database);
+        database.watch.belongs_to(Arc::downgrade(&database));
         database.keeper.serve(Arc::downgrade(&database));
         database.follower.belongs_to(Arc::downgrade(&database));
         forked::EVER_OPENED.store(true, Ordering::Relaxed);
@@ -411,6 +414,7 @@ impl Database {
         }
         self.ahead.finish();
         pump::forget(&(Arc::clone(&self.ahead) as Arc<dyn Turn>));
+        pump::forget(&(Arc::clone(&self.watch) as Arc<dyn Turn>));
         if let Some(turn) = self.as_turn() {
             pump::forget(&turn);
         }

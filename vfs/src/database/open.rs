@@ -199,6 +199,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         urgent: 0.into(),
         settled: (Mutex::new(()), Condvar::new()),
         group: Group::default(),
+        watch: Arc::default(),
         ahead: Arc::default(),
         held_back: Mutex::new(None),
         holds: 0.into(),

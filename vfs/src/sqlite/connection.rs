@@ -241,6 +241,7 @@ impl Connection {
         let code = self.take(ffi::SHM_WRITE, 1, flags);
         match code {
             ffi::OK => {
+                self.entry.writers.taken();
                 self.writing.store(writer, Ordering::Relaxed);
                 *self.began.lock() = self.committed_end();
             }

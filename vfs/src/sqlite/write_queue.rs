@@ -4,9 +4,10 @@
 //! returned together, and whose threads come back together with the next ones, the last would be through after 8 ms and more,
 //! where each holds WRITE for some ten microseconds. So what sleeps after a refusal of WRITE ends early:
 //!
-//! - when a connection of this process lets go of WRITE, for one that sleeps, the longest waiting first as a rule;
+//! - when a connection of this process lets go of WRITE, for one that sleeps, the longest waiting first as a rule. It sleeps on if
+//!   somebody else was faster;
 //! - at once, if that happened between the refusal and the sleep, or if WRITE was had, but for a snapshot that was too old by then
-//!   (BUSY_SNAPSHOT: the next attempt begins with a new one).
+//!   (BUSY_SNAPSHOT: the next attempt begins with a new one), and nobody has it now.
 //!
 //! **Ordering.** Who lets go counts first and then looks whether somebody waits; who waits says so first and then looks at the count.
 //! One of them sees the other. Holders in other processes wake nobody, and the sleep lasts as long as SQLite asked.
@@ -16,7 +17,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::sync::{Condvar, Mutex};
@@ -31,6 +32,8 @@ const OVER: Duration = Duration::from_millis(500);
 pub(super) struct WriteQueue {
     /// How often WRITE was let go.
     let_go: AtomicU64,
+    /// A connection of this process has it.
+    held: AtomicBool,
     waiting: AtomicU32,
     gate: Mutex<()>,
     freed: Condvar,
@@ -55,6 +58,11 @@ impl WriteQueue {
         self.let_go.load(Ordering::SeqCst)
     }
 
+    /// A connection of this process has got WRITE.
+    pub(super) fn taken(&self) {
+        self.held.store(true, Ordering::SeqCst);
+    }
+
     /// This thread was told BUSY; `before` is the count from before it asked.
     pub(super) fn refused(self: &Arc<WriteQueue>, before: u64) {
         ATTEMPTS.with_borrow_mut(|attempts| {
@@ -68,6 +76,7 @@ impl WriteQueue {
 
     /// A connection of this process has let go of WRITE; with something written or not, in which case it may be told BUSY next.
     pub(super) fn let_go(self: &Arc<WriteQueue>, written: bool) {
+        self.held.store(false, Ordering::SeqCst);
         let before = self.let_go.fetch_add(1, Ordering::SeqCst);
         if self.waiting.load(Ordering::SeqCst) > 0 {
             drop(self.gate.lock());
@@ -80,13 +89,15 @@ impl WriteQueue {
         }
     }
 
-    /// Waits until WRITE was let go after `before`, `limit` at the most.
+    /// Waits until WRITE was let go after `before` and nobody here has it, `limit` at the most.
     fn wait(&self, before: u64, limit: Duration) {
-        let gate = self.gate.lock();
+        let end = Instant::now() + limit;
+        let mut gate = self.gate.lock();
         self.waiting.fetch_add(1, Ordering::SeqCst);
-        if self.count() == before {
-            drop(self.freed.wait_for(gate, limit));
+        while (self.count() == before || self.held.load(Ordering::SeqCst)) && Instant::now() < end {
+            gate = self.freed.wait_until(gate, end);
         }
+        drop(gate);
         self.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }
@@ -139,6 +150,10 @@ mod tests {
             while queue.waiting.load(Ordering::SeqCst) == 0 {
                 std::thread::yield_now();
             }
+            // Somebody is faster, and lets go later.
+            queue.taken();
+            queue.let_go.fetch_add(1, Ordering::SeqCst);
+            queue.freed.notify_one();
             queue.let_go(true);
             sleeper.join().expect("woken");
         });

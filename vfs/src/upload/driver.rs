@@ -425,7 +425,7 @@ impl Database {
                         self.move_unsent(from, to)?;
                     }
                     if let Some((id, generation)) = remote.sealed {
-                        self.remember_seal(id, generation, &remote.seal);
+                        self.remember_seal(id, generation, remote.seal_ms, &remote.seal);
                     }
                     return Ok(Some(outcome));
                 }

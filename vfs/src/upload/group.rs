@@ -34,9 +34,11 @@ struct State {
     /// The same when the last upload began, and when it was answered.
     at_begin: u64,
     at_answer: u64,
+    /// So many of them are in the bucket. (To count the threads that wait would count those that were not woken yet.)
+    served: u64,
     begun: Option<Instant>,
     /// Writers, by the last upload's measure.
-    expected: u32,
+    expected: u64,
     /// What the last upload took.
     took: Duration,
 }
@@ -48,16 +50,15 @@ impl Group {
         self.came.notify_all();
     }
 
-    /// Before an upload: waits for those that are expected, and returns how many are there. `waiting` counts them.
-    pub(crate) fn gather(&self, waiting: impl Fn() -> u32) -> u32 {
+    /// Before an upload: waits for those that are expected.
+    pub(crate) fn gather(&self) {
         let mut state = self.state.lock();
         let end = Instant::now() + self.most.min(state.took / 5);
-        while (1..state.expected).contains(&waiting()) && Instant::now() < end {
+        while (1..state.expected).contains(&(state.arrivals - state.served)) && Instant::now() < end {
             state = self.came.wait_until(state, end);
         }
         state.at_begin = state.arrivals;
         state.begun = Some(Instant::now());
-        waiting()
     }
 
     /// The bucket has answered, and nobody was told yet: who comes from now on may have been here before.
@@ -66,63 +67,93 @@ impl Group {
         state.at_answer = state.arrivals;
     }
 
-    /// After an upload for which `joined` waited.
-    pub(crate) fn settled(&self, joined: u32) {
+    /// After an upload.
+    pub(crate) fn settled(&self) {
         let mut state = self.state.lock();
-        let late = u32::try_from(state.at_answer.saturating_sub(state.at_begin)).unwrap_or(u32::MAX);
-        // Those who came meanwhile, and those who will be back in a moment.
-        state.expected = joined.saturating_add(late);
+        // Those who will be back in a moment, and those who came meanwhile.
+        let late = state.at_answer.saturating_sub(state.at_begin);
+        state.expected = state.at_begin - state.served + late;
+        state.served = state.at_begin;
         state.took = state.begun.map_or(Duration::ZERO, |begun| begun.elapsed());
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-
     use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// Of a bucket that takes hours.
+    fn slow() -> Group {
+        let group = Group { most: HOUR, ..Group::default() };
+        group.state.lock().took = HOUR;
+        group
+    }
+
+    /// An upload that takes an hour; `meanwhile` happens before its answer.
+    fn upload(group: &Group, meanwhile: impl FnOnce()) {
+        group.gather();
+        meanwhile();
+        group.answered();
+        group.state.lock().begun = Instant::now().checked_sub(HOUR);
+    }
 
     #[test]
     fn an_upload_waits_for_as_many_as_there_are_writers() {
-        let (group, waiting) = (Group { most: Duration::from_secs(60), ..Group::default() }, AtomicU32::new(0));
-        let come = || {
-            waiting.fetch_add(1, Ordering::SeqCst);
+        let group = slow();
+        group.arrived();
+        upload(&group, || {
             group.arrived();
-        };
-        let count = || waiting.load(Ordering::SeqCst);
-        come();
-        assert_eq!(group.gather(count), 1, "nobody else is expected");
-        come();
-        come();
-        group.state.lock().begun = Instant::now().checked_sub(Duration::from_secs(300));
-        group.answered();
-        waiting.fetch_sub(1, Ordering::SeqCst);
-        group.settled(1);
-        std::thread::scope(|scope| {
-            scope.spawn(come);
-            assert_eq!(group.gather(count), 3, "two came meanwhile, one was expected back");
+            group.arrived();
         });
+        group.settled();
+        std::thread::scope(|scope| {
+            scope.spawn(|| group.arrived());
+            group.gather();
+        });
+        let state = group.state.lock();
+        assert_eq!(state.at_begin - state.served, 3, "two came meanwhile, one was expected back");
+    }
+
+    #[test]
+    fn who_was_answered_and_not_woken_yet_is_not_taken_for_one_who_is_back() {
+        let group = slow();
+        group.arrived();
+        group.arrived();
+        upload(&group, || ());
+        group.settled();
+        // One is back; the other may still sleep in the wait that is over.
+        group.arrived();
+        std::thread::scope(|scope| {
+            scope.spawn(|| group.arrived());
+            group.gather();
+        });
+        let state = group.state.lock();
+        assert_eq!(state.at_begin - state.served, 2);
     }
 
     #[test]
     fn a_writer_that_is_back_before_the_upload_is_settled_is_not_taken_for_two() {
-        let group = Group { most: Duration::from_secs(3600), ..Group::default() };
+        let group = slow();
         group.arrived();
-        assert_eq!(group.gather(|| 1), 1);
-        group.answered();
+        upload(&group, || ());
         group.arrived();
-        group.settled(1);
-        group.state.lock().took = Duration::from_secs(3600);
-        assert_eq!(group.gather(|| 1), 1, "this would wait for an hour");
+        group.settled();
+        // This would wait for an hour.
+        group.gather();
+        assert_eq!(group.state.lock().expected, 1);
     }
 
     #[test]
     fn nobody_is_waited_for_long_or_when_nobody_waits() {
         let group = Group::default();
-        group.settled(9);
-        group.state.lock().took = Duration::from_secs(9);
+        group.state.lock().expected = 9;
+        group.state.lock().took = HOUR;
         let begun = Instant::now();
-        assert_eq!(group.gather(|| 0), 0);
-        assert_eq!((group.gather(|| 1), begun.elapsed() < Duration::from_secs(1)), (1, true));
+        group.gather();
+        group.arrived();
+        group.gather();
+        assert!(begun.elapsed() < Duration::from_secs(1));
     }
 }

@@ -16,16 +16,18 @@ use crate::local::conflict;
 use crate::local::shared::BootTime;
 use crate::log;
 use crate::page::TxId;
-use crate::protocol::{Acquire, Acquired, Look, Release, Released, Renew, Renewed, Settle, Stop, Verdict};
+use crate::protocol::{Acquire, Acquired, Release, Released, Renew, Renewed, Settle, Stop, Verdict};
 
 /// How long a lease that was seen held counts as held without a request.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// How soon a lease that could not be given back at once is tried again before the process ends.
 const GIVE_BACK_PAUSE: Duration = Duration::from_millis(20);
 /// How long after the last commit an idle host gives the lease back.
-const IDLE: Duration = Duration::from_secs(2);
+pub(super) const IDLE: Duration = Duration::from_secs(2);
 /// How often a host that writes looks whether somebody waits for the lease.
-const LOOK: Duration = Duration::from_secs(1);
+pub(super) const LOOK: Duration = Duration::from_secs(1);
+/// How soon it is tried again when another thread or process acts on the lease.
+pub(super) const BUSY: Duration = Duration::from_millis(20);
 /// The shortest turn of a host whose lease is wanted, in milliseconds.
 const TURN_MS: u64 = 3_000;
 
@@ -137,29 +139,30 @@ impl Database {
         }
     }
 
-    /// Renews, looks for contenders and gives the lease back, as the time asks for. Returns when to come again.
+    /// Whether somebody wrote just now, or the history is tended.
+    pub(super) fn is_at_work(&self) -> bool {
+        self.idle() < IDLE || self.keeper.is_busy()
+    }
+
+    /// For how long nobody has written.
+    fn idle(&self) -> Duration {
+        BootTime::now().since(self.shared.last_commit().max(self.shared.lease_used()))
+    }
+
+    /// Gives the lease back as the time asks for; the rest is the watch's. Returns when to come again.
     pub(super) fn tend_lease(&self, is_settled: bool) -> Result<Option<Instant>> {
         if self.shared.right() == BootTime::default() {
             return Ok(None);
         }
-        let Some(_lease) = self.lease_lane.try_lock()? else { return Ok(Some(Instant::now() + LOOK)) };
+        let Some(_lease) = self.lease_lane.try_lock()? else { return Ok(Some(Instant::now() + BUSY)) };
         let deadline = Instant::now() + self.request_timeout();
-        let idle = BootTime::now().since(self.shared.last_commit().max(self.shared.lease_used()));
-        let is_at_work = self.keeper.is_busy();
-        if is_settled && idle >= IDLE && !is_at_work && self.give_back(deadline)? {
+        if is_settled && !self.is_at_work() && self.give_back(deadline)? {
             return Ok(None);
-        }
-        if self.change_state(|state| state.protocol.renewal_due(now()))? {
-            // A lost lease shows in the state; the next write or append finds out what follows from it.
-            self.drive(Renew::default(), deadline)?;
-        } else if (idle < IDLE || is_at_work) && BootTime::now().since(self.shared.last_look()) >= LOOK {
-            self.shared.set_last_look(BootTime::now());
-            self.drive(Look, deadline)?;
         }
         if self.change_state(|state| state.protocol.should_hand_over(now(), TURN_MS))? {
             self.give_back(deadline)?;
         }
-        let soon = LOOK.min(IDLE.saturating_sub(idle).max(Duration::from_millis(100)));
+        let soon = LOOK.min(IDLE.saturating_sub(self.idle()).max(Duration::from_millis(100)));
         Ok(Some(Instant::now() + soon))
     }
 

@@ -81,9 +81,9 @@ impl Database {
     }
 
     /// A seal of this host's is in the log: it changes no page. What is not remembered is looked up in the bucket.
-    pub(super) fn remember_seal(&self, id: ObjectId, generation: Generation, bytes: &[u8]) {
+    pub(super) fn remember_seal(&self, id: ObjectId, generation: Generation, timestamp_ms: i64, bytes: &[u8]) {
         let (max, generation, size) = (id.txid.0, generation.0, id.size);
-        self.keeper.appended(id, Generation(generation), super::now_ms());
+        self.keeper.appended(id, Generation(generation), timestamp_ms);
         let seal = Pending { min: max, max, generation, size, ..Pending::default() };
         if let Err(e) = self.pending.add(&seal, bytes, bytes) {
             log::debug!("{e}");

@@ -18,6 +18,7 @@ pub(crate) mod follow;
 pub(crate) mod group;
 pub(crate) mod history;
 mod lease;
+pub(crate) mod lease_watch;
 mod map;
 pub(crate) mod pump;
 
@@ -95,12 +96,12 @@ impl Database {
                     return Ok(Instant::now() + if urgent { BUSY_URGENT } else { BUSY });
                 };
                 self.shared.set_last_put(BootTime::now());
-                let joined = self.group.gather(|| self.urgent.load(Ordering::SeqCst));
+                self.group.gather();
                 let epoch = self.end_epoch();
                 self.freeze_committed()?;
                 self.note_epoch(epoch);
                 self.append_all(Instant::now() + APPEND_WAIT)?;
-                self.group.settled(joined);
+                self.group.settled();
                 self.update_map()?;
                 self.tend_history()?;
                 self.refresh_hot_index();
@@ -114,6 +115,7 @@ impl Database {
             // It came during the turn, and is due when the interval is over.
             next = next.min(Instant::now() + self.until_due(BootTime::now()));
         }
+        self.call_watch()?;
         match self.tend_lease(!is_pending)? {
             Some(tend) => Ok(next.min(tend)),
             None => Ok(next),

@@ -23,7 +23,7 @@ pub(crate) enum Line {
     Uploads = 0,
     /// Merging and deleting, which nobody waits for.
     History = 1,
-    /// Looking what others wrote.
+    /// Looking what others wrote, and who waits for the lease.
     Follow = 2,
 }
 
