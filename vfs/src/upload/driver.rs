@@ -90,7 +90,8 @@ impl<'a> Remote<'a> {
     fn execute(&mut self, request: Request) -> Result<Answer> {
         log::debug!("{}: {request:?}", self.replica.place());
         match request {
-            Request::GetLease => self.get_lease(),
+            Request::GetLease => self.get_lease(true),
+            Request::LookAtLease => self.get_lease(false),
             Request::SwapLease { expect, lease } => {
                 let body = lease.to_bytes().map_err(|e| Error::new(ErrorKind::Local, format!("the lease: {e}")))?;
                 let condition = expect.map_or(Condition::Absent, Condition::Generation);
@@ -140,12 +141,12 @@ impl<'a> Remote<'a> {
         }
     }
 
-    fn get_lease(&self) -> Result<Answer> {
+    fn get_lease(&self, dated: bool) -> Result<Answer> {
         let name = self.replica.lease();
         let store = self.replica.store().clone();
         let get = {
             let name = name.clone();
-            async move { store.get_dated(&name).await }
+            async move { if dated { store.get_dated(&name).await } else { store.get(&name, None).await } }
         };
         match in_time(runtime::wait(&format!("reading {name}"), self.limit(0), get), &name)? {
             Ok(object) => {
