@@ -171,7 +171,7 @@ impl State {
     }
 
     /// Whether the right ends soon: time to renew, if there is work at hand. A quarter of its time to live is left then, or
-    /// [`RENEW_MS`] where that is more, but no more than half of it.
+    /// 12 s where that is more, but no more than half of it.
     pub fn renewal_due(&self, now: BootTime) -> bool {
         let soon = |ttl_ms: u64| (ttl_ms / 4).max(RENEW_MS.min(ttl_ms / 2));
         self.hold.as_ref().is_some_and(|hold| now.plus(soon(hold.lease.ttl_ms)) >= hold.right_until)
