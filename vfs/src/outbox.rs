@@ -161,7 +161,7 @@ impl Outbox {
             // Its room may be what the next attempt needs; if it cannot be removed, the next attempt overwrites it.
             let _ = fs::remove_file(&draft);
         }
-        result
+        result.map_err(|e| e.context(self.dir.display()))
     }
 
     /// The frozen deltas, lowest TXID first; one that is removed meanwhile, because it is in the bucket, is not among them.

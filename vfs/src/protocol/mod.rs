@@ -132,8 +132,6 @@ impl BootTime {
 pub enum Request {
     /// Read the lease object: [`Answer::Lease`].
     GetLease,
-    /// The same without the bucket's time, which costs less: [`Answer::Lease`] without a date.
-    LookAtLease,
     /// Write the lease object if its generation is still `expect` (`None`: if it is absent): [`Answer::Written`],
     /// [`Answer::Refused`] or [`Answer::Unknown`].
     SwapLease {

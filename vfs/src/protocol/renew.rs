@@ -61,7 +61,7 @@ impl Operation for Look {
             return Step::Done(Renewed::Lost);
         }
         let Answer::Lease(seen) = turn.answer else {
-            return Step::Ask(Request::LookAtLease);
+            return Step::Ask(Request::GetLease);
         };
         state.observe(seen.as_ref());
         Step::Done(if seen.is_some_and(|seen: SeenLease| state.is_mine(&seen)) { Renewed::Held } else { Renewed::Lost })

@@ -52,6 +52,11 @@ thread_local! {
     static ATTEMPTS: RefCell<Attempts> = RefCell::default();
 }
 
+/// Does something with this thread's attempts. `None` in a thread that ends, and closes a connection at its very end.
+fn attempts<T>(work: impl FnOnce(&mut Attempts) -> T) -> Option<T> {
+    ATTEMPTS.try_with(|attempts| work(&mut attempts.borrow_mut())).ok()
+}
+
 impl WriteQueue {
     /// The count to remember before WRITE is asked for.
     pub(super) fn count(&self) -> u64 {
@@ -65,7 +70,7 @@ impl WriteQueue {
 
     /// This thread was told BUSY; `before` is the count from before it asked.
     pub(super) fn refused(self: &Arc<WriteQueue>, before: u64) {
-        ATTEMPTS.with_borrow_mut(|attempts| {
+        attempts(|attempts| {
             let now = Instant::now();
             if attempts.last.replace(now).is_none_or(|last| now.duration_since(last) > OVER) {
                 attempts.saved = Duration::ZERO;
@@ -83,7 +88,7 @@ impl WriteQueue {
             self.freed.notify_one();
         }
         if written {
-            ATTEMPTS.with_borrow_mut(|attempts| *attempts = Attempts::default());
+            attempts(|attempts| *attempts = Attempts::default());
         } else {
             self.refused(before);
         }
@@ -105,16 +110,16 @@ impl WriteQueue {
 /// xSleep: sleeps `asked` by `sleep`, or shorter after a refusal of WRITE. Returns how long it took.
 pub(super) fn sleep(asked: Duration, sleep: impl FnOnce(Duration)) -> Duration {
     let begun = Instant::now();
-    let refused = ATTEMPTS.with_borrow_mut(|attempts| {
+    let refused = attempts(|attempts| {
         let refused = attempts.refused.take()?;
         (attempts.saved + asked <= AHEAD).then_some(refused)
     });
-    match refused {
+    match refused.flatten() {
         None => sleep(asked),
         Some((queue, before)) => {
             queue.wait(before, asked);
             let saved = asked.saturating_sub(begun.elapsed());
-            ATTEMPTS.with_borrow_mut(|attempts| attempts.saved += saved);
+            attempts(|attempts| attempts.saved += saved);
         }
     }
     begun.elapsed()

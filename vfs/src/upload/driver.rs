@@ -90,8 +90,7 @@ impl<'a> Remote<'a> {
     fn execute(&mut self, request: Request) -> Result<Answer> {
         log::debug!("{}: {request:?}", self.replica.place());
         match request {
-            Request::GetLease => self.get_lease(true),
-            Request::LookAtLease => self.get_lease(false),
+            Request::GetLease => self.get_lease(),
             Request::SwapLease { expect, lease } => {
                 let body = lease.to_bytes().map_err(|e| Error::new(ErrorKind::Local, format!("the lease: {e}")))?;
                 let condition = expect.map_or(Condition::Absent, Condition::Generation);
@@ -141,12 +140,12 @@ impl<'a> Remote<'a> {
         }
     }
 
-    fn get_lease(&self, dated: bool) -> Result<Answer> {
+    fn get_lease(&self) -> Result<Answer> {
         let name = self.replica.lease();
         let store = self.replica.store().clone();
         let get = {
             let name = name.clone();
-            async move { if dated { store.get_dated(&name).await } else { store.get(&name, None).await } }
+            async move { store.get_dated(&name).await }
         };
         match in_time(runtime::wait(&format!("reading {name}"), self.limit(0), get), &name)? {
             Ok(object) => {

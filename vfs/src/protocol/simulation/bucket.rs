@@ -76,7 +76,6 @@ pub(super) struct Object {
 #[derive(Clone, Debug)]
 pub(super) enum Net {
     GetLease,
-    LookAtLease,
     SwapLease(Option<u64>, Lease),
     List,
     /// Write if absent (`true`), or whatever is there.
@@ -110,13 +109,12 @@ impl Bucket {
     pub(super) fn execute(&mut self, now: i64, request: &Net) -> Reply {
         let date = now / 1000 * 1000;
         match request {
-            Net::GetLease | Net::LookAtLease => {
-                let is_dated = matches!(request, Net::GetLease);
+            Net::GetLease => {
                 Reply::Core(Answer::Lease(self.lease.as_ref().map(|(lease, generation, created)| SeenLease {
                     lease: lease.clone(),
                     generation: Generation(*generation),
-                    created: is_dated.then_some(BucketTime(*created)),
-                    date: (is_dated && !self.dateless).then_some(BucketTime(date)),
+                    created: Some(BucketTime(*created)),
+                    date: (!self.dateless).then_some(BucketTime(date)),
                 })))
             }
             Net::SwapLease(expect, lease) => {

@@ -109,7 +109,6 @@ impl World<'_> {
     pub(super) fn on_the_wire(&mut self, host: usize, request: Request) -> Net {
         match request {
             Request::GetLease => Net::GetLease,
-            Request::LookAtLease => Net::LookAtLease,
             Request::SwapLease { expect, mut lease } => {
                 if lease.state == LeaseState::Released && lease.holder == self.hosts[host].state.nonce {
                     self.hosts[host].released_epoch = Some(lease.epoch);

@@ -281,7 +281,7 @@ impl<'a> World<'a> {
         let Event::Land { host, life, lane, ticket, request, answered_by } = event else { return };
         let reply = self.bucket.execute(self.now, &request);
         self.count(match &request {
-            Net::GetLease | Net::LookAtLease => "requests: read lease",
+            Net::GetLease => "requests: read lease",
             Net::SwapLease(..) => "requests: write lease",
             Net::List => "requests: list",
             Net::Put(..) => "requests: write object",
