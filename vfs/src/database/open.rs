@@ -130,8 +130,10 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         layout,
         replica,
     };
+    // Closed with the database: who still tends its history or follows the log then is no member.
+    let members = locks::open(&opening.layout.lock())?;
     let lock = locks::open(&opening.layout.lock())?;
-    let result = opening.prepare_or_join(&lock);
+    let result = opening.prepare_or_join(&members);
     if result.is_err() && !had_directory {
         // Nothing of value can be in a directory that this failed open has made.
         let _ = fs::remove_dir_all(opening.layout.dir());
@@ -171,7 +173,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         uploader: HostMutex::new(&lock, LockByte::Upload, ()),
         lease_lane: HostMutex::new(&lock, LockByte::Lease, ()),
         state_lock: HostMutex::new(&lock, LockByte::State, ()),
-        members: Arc::clone(&lock),
+        members,
         keeper: Arc::new(Keeper::new(
             opening.replica.clone(),
             opening.layout.dir().to_owned(),
