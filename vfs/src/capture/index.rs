@@ -110,7 +110,7 @@ mod tests {
 
     use super::*;
 
-    const LONG: Duration = Duration::from_secs(3600);
+    const LONG: Duration = Duration::from_secs(10);
 
     /// A header, twice, of so many committed frames.
     fn header(frames: u32) -> [u8; 136] {

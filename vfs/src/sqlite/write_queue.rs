@@ -150,19 +150,29 @@ mod tests {
         std::thread::scope(|scope| {
             let sleeper = scope.spawn(|| {
                 queue.refused(queue.count());
-                queue.wait(queue.count(), Duration::from_secs(3600));
+                queue.wait(queue.count(), Duration::from_secs(60));
             });
+            let begun = Instant::now();
             while queue.waiting.load(Ordering::SeqCst) == 0 {
+                assert!(begun.elapsed() < Duration::from_secs(60), "nobody sleeps");
                 std::thread::yield_now();
             }
-            // Somebody is faster, and lets go later.
-            queue.taken();
-            queue.let_go.fetch_add(1, Ordering::SeqCst);
-            queue.freed.notify_one();
             queue.let_go(true);
-            sleeper.join().expect("woken");
+            let begun = Instant::now();
+            sleeper.join().expect("no panic");
+            assert!(begun.elapsed() < Duration::from_secs(30), "it slept to the end");
         });
         assert_eq!(queue.waiting.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn a_sleeper_sleeps_on_while_somebody_else_was_faster() {
+        let (queue, begun) = (WriteQueue::default(), Instant::now());
+        let before = queue.count();
+        queue.let_go.fetch_add(1, Ordering::SeqCst);
+        queue.taken();
+        queue.wait(before, LONG);
+        assert!(begun.elapsed() >= LONG);
     }
 
     #[test]

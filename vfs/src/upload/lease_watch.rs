@@ -1,7 +1,7 @@
 //! Keeping the lease and looking who waits for it, beside the uploads: neither holds a commit up for a round trip.
 //!
 //! - **Ordering.** Under the lease lock only, in the line of the followers: the host that writes follows nobody. Giving the lease back is
-//!   left to the turns of the uploads, which know when nothing is under way.
+//!   left to the turns of the uploads, which know when nothing is under way; one is called for when somebody waits.
 //! - **Retries.** A request that fails is made again a second later; the protocol's own come before that.
 //! - **Stop.** When the lease is gone, until the next upload calls. A database that is closed is not watched.
 //! - **Crash.** The lease expires.
@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use super::driver::now;
-use super::lease::{BUSY, IDLE, LOOK};
+use super::lease::{BUSY, IDLE, LOOK, TURN_MS};
 use super::pump::{self, Line, Turn};
 use crate::database::Database;
 use crate::error::{ErrorKind, Result};
@@ -79,6 +79,9 @@ impl Database {
         } else if self.is_at_work() && BootTime::now().since(self.shared.last_look()) >= LOOK {
             self.shared.set_last_look(BootTime::now());
             self.drive(Look, deadline)?;
+            if self.change_state(|state| state.protocol.should_hand_over(now(), TURN_MS))? {
+                self.call_uploader(Instant::now());
+            }
         }
         let left = LOOK.saturating_sub(BootTime::now().since(self.shared.last_look()));
         // An idle host gives it back, in a turn of the uploads.
