@@ -29,10 +29,11 @@ pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// How soon it is tried again when another thread or process acts on the lease.
 pub(super) const BUSY: Duration = Duration::from_millis(20);
 /// The shortest turn of a host whose lease is wanted, in milliseconds.
-const TURN_MS: u64 = 3_000;
+pub(super) const TURN_MS: u64 = 3_000;
 
 impl Database {
-    /// Makes sure that a commit that begins now may be acknowledged. Cheap while the right stands.
+    /// Makes sure that a commit that begins now may be acknowledged. Cheap while the right stands; else it takes the request timeout at
+    /// the most, with whatever this host does with the lease just now.
     ///
     /// # Errors
     /// Busy while somebody else may write; Fenced when the local commits lost the log; Unavailable.
@@ -45,14 +46,16 @@ impl Database {
             return Err(self.held_elsewhere());
         }
         self.check_reachable()?;
-        let _lease = self.lease_lane.lock_within(self.request_timeout(), "the lease lock")?;
-        let _upload = self.uploader.lock_within(self.request_timeout(), "the upload lock")?;
+        let deadline = Instant::now() + self.request_timeout();
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let _lease = self.lease_lane.lock_within(left(), "the lease lock")?;
+        let _upload = self.uploader.lock_within(left(), "the upload lock")?;
         self.check_poison()?;
         if self.has_right() {
             return Ok(());
         }
         self.check_reachable()?;
-        let result = self.acquire(Instant::now() + self.request_timeout());
+        let result = self.acquire(deadline);
         *self.unreachable.lock() = match &result {
             Err(e) if e.kind() == ErrorKind::Unavailable => Some((Instant::now(), e.clone())),
             _ => None,
@@ -74,11 +77,12 @@ impl Database {
     /// # Errors
     /// Fenced when somebody did; Unavailable when that cannot be known in time.
     pub(crate) fn resume_right(&self) -> Result<()> {
+        let deadline = Instant::now() + self.request_timeout();
         let _lease = self.lease_lane.lock_within(self.request_timeout(), "the lease lock")?;
         if self.has_right() {
             return Ok(());
         }
-        match self.drive(Renew::default(), Instant::now() + self.request_timeout())? {
+        match self.drive(Renew::default(), deadline)? {
             Some(Renewed::Held) if self.has_right() => Ok(()),
             Some(_) => Err(self.fenced()),
             None => Err(self.no_lease_in_time()),
