@@ -1,4 +1,4 @@
-//! A VFS below the one under test whose reads, writes and syncs fail when they are told to.
+//! A VFS below the one under test whose reads, writes and syncs fail, or take long, when they are told to.
 //!
 //! It is registered as SQLite's default before ours is, so ours finds it as its base. It passes everything on to SQLite's
 //! own; one plan at a time, for the whole process, says which call meets which code.
@@ -11,6 +11,7 @@
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr;
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use rusqlite::ffi::{self, sqlite3_file, sqlite3_int64, sqlite3_io_methods, sqlite3_vfs};
 
@@ -49,6 +50,11 @@ struct Plan {
 }
 
 static PLAN: Mutex<Option<Plan>> = Mutex::new(None);
+static SLOW: Mutex<Option<(Kind, Call, Duration)>> = Mutex::new(None);
+
+fn slow() -> std::sync::MutexGuard<'static, Option<(Kind, Call, Duration)>> {
+    SLOW.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn plan() -> std::sync::MutexGuard<'static, Option<Plan>> {
     PLAN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -59,12 +65,21 @@ pub fn fail(kind: Kind, call: Call, n: u32, code: c_int, for_good: bool) {
     *plan() = Some(Plan { kind, call, left: n, code, for_good, met: false });
 }
 
+/// From now on such calls take so much longer; zero: none does.
+pub fn slow_down(kind: Kind, call: Call, by: Duration) {
+    *slow() = Some((kind, call, by)).filter(|_| !by.is_zero());
+}
+
 /// No call fails any more. Whether one did.
 pub fn heal() -> bool {
     plan().take().is_some_and(|plan| plan.met)
 }
 
 fn fault(kind: Kind, call: Call) -> Option<c_int> {
+    let delay = slow().filter(|(of, what, _)| *of == kind && *what == call);
+    if let Some((_, _, by)) = delay {
+        std::thread::sleep(by);
+    }
     let mut plan = plan();
     let plan = plan.as_mut().filter(|plan| plan.kind == kind && plan.call == call)?;
     plan.left = plan.left.saturating_sub(1);

@@ -4,6 +4,7 @@
 
 use std::ffi::c_int;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use rusqlite::{Connection, ffi};
 use sqlite_gcs_tests::faulty_vfs::{self, Call, Kind};
@@ -141,13 +142,9 @@ fn a_checkpoint_that_fails_at_every_write_and_sync_loses_nothing() {
     let _turn = turn();
     let host = Host::new();
     let mut db = database(&host, "app.db");
-    for (kind, call) in [
-        (Kind::Main, Call::Write),
-        (Kind::Main, Call::Sync),
-        (Kind::Wal, Call::Sync),
-        (Kind::Wal, Call::Truncate),
-        (Kind::Main, Call::Truncate),
-    ] {
+    for (kind, call) in
+        [(Kind::Main, Call::Write), (Kind::Wal, Call::Sync), (Kind::Wal, Call::Truncate), (Kind::Main, Call::Truncate)]
+    {
         for code in [ffi::SQLITE_FULL, ffi::SQLITE_IOERR_WRITE] {
             for n in 1..200 {
                 assert!(transaction(&db));
@@ -167,4 +164,40 @@ fn a_checkpoint_that_fails_at_every_write_and_sync_loses_nothing() {
     }
     one::<String>(&db, "PRAGMA gcs_flush");
     assert_eq!(difference(&pages(&mut db), &host.restored("app.db")), None);
+}
+
+/// While a checkpoint syncs, commits go on, so it ends with frames behind it, and the next one begins late.
+#[test]
+fn the_wal_stays_bounded_while_checkpoints_wait_for_a_slow_disk() {
+    const WRITERS: i64 = 4;
+    const ROWS: i64 = 120;
+    let _turn = turn();
+    let host = Host::new();
+    let wal = host.path("app.db-gcswal");
+    let db = host.open("app.db", "&durability=commit");
+    db.execute_batch("CREATE TABLE t(writer, text)").unwrap();
+    faulty_vfs::slow_down(Kind::Wal, Call::Sync, Duration::from_millis(700));
+    let most = std::thread::scope(|scope| {
+        let writers = (0..WRITERS).map(|writer| {
+            let host = &host;
+            scope.spawn(move || {
+                let db = host.open("app.db", "&durability=commit");
+                db.execute_batch("PRAGMA synchronous=NORMAL").unwrap();
+                for _ in 0..ROWS {
+                    db.execute("INSERT INTO t VALUES (?, zeroblob(60000))", [writer]).unwrap();
+                }
+            })
+        });
+        let writers: Vec<_> = writers.collect();
+        let mut most = 0;
+        while writers.iter().any(|writer| !writer.is_finished()) {
+            most = most.max(std::fs::metadata(&wal).map_or(0, |meta| meta.len()));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        most
+    });
+    faulty_vfs::slow_down(Kind::Wal, Call::Sync, Duration::ZERO);
+    assert!(most <= 12 << 20, "the WAL grew to {most} bytes");
+    assert_eq!(one::<i64>(&db, "SELECT count(*) FROM t"), WRITERS * ROWS);
 }

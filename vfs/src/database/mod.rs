@@ -11,6 +11,7 @@ mod history;
 mod hot;
 mod hot_writer;
 mod hydrate;
+mod long_wal;
 mod open;
 pub(crate) mod past;
 mod rewind;
@@ -60,10 +61,6 @@ const RESET_WAIT: Duration = Duration::from_millis(100);
 pub(crate) const CAPTURE_WAIT: Duration = Duration::from_secs(30);
 /// How long a close tries to give the lease back, before it is left to expire.
 const LEAVE_WAIT: Duration = Duration::from_secs(5);
-/// How long writers are held back at a time, so that the WAL can start again. Where a long reader does not let it, the pauses
-/// until the next time double, so many times at the most.
-const HOLD_BACK: Duration = Duration::from_secs(1);
-const HOLDS: u32 = 6;
 /// How long a half-written header of the wal-index is waited for before its writer is taken for dead.
 const TORN_FOR_GOOD: Duration = Duration::from_millis(500);
 /// How long the first commit after a quiet time waits for others to share its upload.
@@ -174,8 +171,7 @@ pub(crate) struct Database {
     pub(crate) group: Group,
     pub(crate) watch: Arc<LeaseWatch>,
     ahead: Arc<save_ahead::SaveAhead>,
-    held_back: Mutex<Option<Instant>>,
-    holds: AtomicU32,
+    long_wal: long_wal::LongWal,
     pub(crate) failures: AtomicU32,
     me: OnceLock<std::sync::Weak<Database>>,
 }
@@ -353,30 +349,6 @@ impl Database {
     /// Whether COMMIT_PHASETWO may wait for the bucket.
     pub(crate) fn waits_in_phase_two(&self) -> bool {
         *self.durability.read() == Durability::Commit
-    }
-
-    /// Whether a writer that can only make a long WAL longer has to try again: for a short time, once in a while, and only
-    /// while commits wait for the bucket (without them SQLite's own checkpoints are enough).
-    pub(crate) fn holds_writers_back(&self) -> bool {
-        let mut last = self.held_back.lock();
-        let pause = HOLD_BACK * 2u32.pow(self.holds.load(Ordering::Relaxed).min(HOLDS));
-        match *last {
-            Some(at) if at.elapsed() < HOLD_BACK => true,
-            Some(at) if at.elapsed() < pause => false,
-            _ if self.urgent.load(Ordering::SeqCst) == 0 => false,
-            _ => {
-                *last = Some(Instant::now());
-                self.holds.fetch_add(1, Ordering::Relaxed);
-                true
-            }
-        }
-    }
-
-    /// The WAL started again, or never grew long.
-    pub(crate) fn wal_is_short(&self) {
-        if self.holds.load(Ordering::Relaxed) > 0 {
-            self.holds.store(0, Ordering::Relaxed);
-        }
     }
 
     /// Before xLock(EXCLUSIVE) goes to the base VFS: captures what is committed. The shim lets go of its own handle after this.

@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::long_wal::LongWal;
 use super::{Database, OpenRequest, hot, hot_writer};
 use crate::cache::default_size::default_size;
 use crate::cache::file::{CacheFile, MAGIC, MASK};
@@ -203,8 +204,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         group: Group::default(),
         watch: Arc::default(),
         ahead: Arc::default(),
-        held_back: Mutex::new(None),
-        holds: 0.into(),
+        long_wal: LongWal::default(),
         failures: 0.into(),
         me: std::sync::OnceLock::new(),
         layout: opening.layout,

@@ -13,8 +13,7 @@
 //! - A commit that waits for the bucket in COMMIT_PHASETWO still holds its read mark, and a steady stream of such commits would
 //!   keep the WAL from ever starting again. When the WAL is long the mark is let go for the time of the wait. SQLite gives it
 //!   up right afterwards anyway, unless another statement of the connection is being read; that one goes on only if its
-//!   snapshot was left alone meanwhile, else its reads fail. Many writers need more than that: while the WAL is too long, those
-//!   that could only append are told BUSY for a moment, so that a checkpoint gets to the end and the next one starts again.
+//!   snapshot was left alone meanwhile, else its reads fail. Many writers need more than that (`database/long_wal.rs`).
 //!
 //! A connection is used by one thread at a time (SQLite's mutex sees to it); atomics carry its state between threads.
 

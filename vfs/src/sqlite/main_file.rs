@@ -4,7 +4,9 @@
 //! go through the engine; the file is mapped (`PRAGMA mmap_size`) only where nothing is ever evicted from it (`cache_size=0`), and then
 //! only pages that are there, never the first (else `mmap_size` is 0: the pages of a sparse cache come and go); preallocation by
 //! chunks is swallowed (the file's size is the database's); overwrites are powersafe by promise, because SQLite then
-//! writes each commit frame once; the file is never immutable and has no batch-atomic writes (they bypass the WAL).
+//! writes each commit frame once; the file is never immutable and has no batch-atomic writes (they bypass the WAL); a checkpoint does not
+//! sync it: after a power loss nothing of it is believed, and what is not in the bucket is in the WAL, which is synced, or was saved
+//! from there and synced before the WAL starts again (`database/`, `before_reset`).
 //! Locks are `connection.rs`'s.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -151,9 +153,8 @@ unsafe extern "C" fn truncate(file: *mut RawFile, size: i64) -> c_int {
     })
 }
 
-unsafe extern "C" fn sync(file: *mut RawFile, flags: c_int) -> c_int {
-    // SAFETY: called by SQLite with an open main file.
-    guard("xSync", ffi::IOERR_FSYNC, || unsafe { connection(file) }.base.sync(flags))
+unsafe extern "C" fn sync(_: *mut RawFile, _: c_int) -> c_int {
+    ffi::OK
 }
 
 unsafe extern "C" fn file_size(file: *mut RawFile, size: *mut i64) -> c_int {
