@@ -53,6 +53,7 @@ use crate::upload::follow::Follower;
 use crate::upload::group::Group;
 use crate::upload::history::Keeper;
 use crate::upload::lease_watch::LeaseWatch;
+use crate::upload::making_up::{Due, MakingUp};
 use crate::upload::pump::{self, Turn};
 
 /// How long a reset of the WAL waits for the capture lock before it is put off.
@@ -170,6 +171,7 @@ pub(crate) struct Database {
     pub(crate) settled: (Mutex<()>, Condvar),
     pub(crate) group: Group,
     pub(crate) watch: Arc<LeaseWatch>,
+    pub(crate) making_up: MakingUp,
     ahead: Arc<save_ahead::SaveAhead>,
     long_wal: long_wal::LongWal,
     pub(crate) failures: AtomicU32,
@@ -459,10 +461,26 @@ impl Database {
         self.interval(now).saturating_sub(now.since(self.shared.last_put()))
     }
 
+    /// The same for an upload whose commits are there.
+    pub(crate) fn until_it_begins(&self, now: BootTime) -> Duration {
+        let wait = self.until_due(now);
+        let Pace::Fixed(interval) = self.pace else { return wait };
+        if wait > Duration::ZERO || interval.is_zero() || self.urgent.load(Ordering::SeqCst) > 0 {
+            return wait;
+        }
+        let (last_put, last_commit) = (self.shared.last_put(), self.shared.last_commit());
+        self.making_up.wait(&Due { now, interval, last_put, last_commit, class_a: self.class_a() })
+    }
+
+    /// Class A requests of this process for the database so far.
+    fn class_a(&self) -> u64 {
+        let [_, puts, lists, ..] = self.replica.store().traffic().snapshot();
+        puts + lists
+    }
+
     /// The least time between two uploads, as of now.
     fn interval(&self, now: BootTime) -> Duration {
-        let [_, puts, lists, ..] = self.replica.store().traffic().snapshot();
-        self.pace.interval(now, puts + lists)
+        self.pace.interval(now, self.class_a())
     }
 
     /// The bucket, as it is configured.

@@ -59,6 +59,7 @@ use crate::upload::budget::{Budget, Pace};
 use crate::upload::driver;
 use crate::upload::follow::Follower;
 use crate::upload::group::Group;
+use crate::upload::making_up::MakingUp;
 use crate::upload::history::Keeper;
 use crate::words::NotUsable;
 
@@ -203,6 +204,7 @@ pub(super) fn open(request: &OpenRequest) -> Result<Database> {
         settled: (Mutex::new(()), Condvar::new()),
         group: Group::default(),
         watch: Arc::default(),
+        making_up: MakingUp::default(),
         ahead: Arc::default(),
         long_wal: LongWal::default(),
         failures: 0.into(),

@@ -19,6 +19,7 @@ pub(crate) mod group;
 pub(crate) mod history;
 mod lease;
 pub(crate) mod lease_watch;
+pub(crate) mod making_up;
 mod map;
 pub(crate) mod pump;
 
@@ -78,7 +79,7 @@ impl Database {
     fn send_what_is_due(&self) -> Result<Instant> {
         let mut next = Instant::now() + pump::look();
         if self.is_pending() {
-            let wait = self.until_due(BootTime::now());
+            let wait = self.until_it_begins(BootTime::now());
             if wait > Duration::ZERO {
                 next = next.min(Instant::now() + wait);
             } else {
@@ -113,7 +114,7 @@ impl Database {
         }
         if is_pending {
             // It came during the turn, and is due when the interval is over.
-            next = next.min(Instant::now() + self.until_due(BootTime::now()));
+            next = next.min(Instant::now() + self.until_it_begins(BootTime::now()));
         }
         self.call_watch()?;
         match self.tend_lease(!is_pending)? {
@@ -134,6 +135,7 @@ impl Database {
                 Some(Appended::Durable(id)) => {
                     *self.last_error.lock() = None;
                     log::debug!("{}: {} is durable", self.replica.place(), id.txid);
+                    self.making_up.uploaded();
                     self.remember_uploaded(id)?;
                 }
                 Some(Appended::Nothing) => return self.remember_settled(),
