@@ -266,3 +266,41 @@ result"#,
     parent.end();
     assert_rows(&host, 80);
 }
+
+/// Where a process reads often, its read mark is kept for a moment, and counted as held. A child must not take that count for its own.
+#[test]
+fn a_child_of_a_process_that_reads_often_has_read_locks_of_its_own() {
+    let host = host_with_table();
+    let mut parent =
+        Peer::start(&host, &format!("{FORKED}\ndb = database('app.db')\ndb.execute('PRAGMA busy_timeout=0')"));
+    parent.run(
+        r#"
+def round():
+    db.execute('INSERT INTO t VALUES (0)')
+    db.execute('PRAGMA wal_checkpoint(TRUNCATE)')
+    ready, go = os.pipe(), os.pipe()
+    def child():
+        own = database('app.db')
+        own.execute('BEGIN')
+        before = one(own, 'SELECT count(*) FROM t')
+        os.write(ready[1], b'.')
+        os.read(go[0], 1)
+        assert one(own, 'SELECT count(*) FROM t') == before
+        own.close()
+    for _ in range(300): one(db, 'SELECT count(*) FROM t')
+    pid = forked(child)
+    os.read(ready[0], 1)
+    db.execute('INSERT INTO t VALUES (0)')
+    busy = one(db, 'PRAGMA wal_checkpoint(TRUNCATE)')
+    os.write(go[1], b'.')
+    end = ended(pid)
+    for fd in ready + go: os.close(fd)
+    return busy, end"#,
+    );
+    for _ in 0..8 {
+        assert_eq!(parent.run("round()"), "(1, 0)", "the child reads, so the WAL cannot be truncated");
+    }
+    parent.run("db.close()");
+    parent.end();
+    assert_rows(&host, 16);
+}

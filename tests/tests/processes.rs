@@ -213,3 +213,31 @@ fn several_databases_in_one_process_go_their_own_ways() {
     }
     assert_bucket_is_local(&host, "app3.db");
 }
+
+/// Their read marks are kept for a moment; not so long that a checkpoint that waits, in any process, would wait in vain.
+#[test]
+fn processes_that_read_all_the_time_let_the_wal_be_truncated() {
+    let host = Host::new();
+    host.open("app.db", "").execute_batch("CREATE TABLE n(n); INSERT INTO n VALUES (0)").unwrap();
+    let reader = r#"
+import threading
+db = database('app.db')
+going = True
+def read():
+    own = database('app.db')
+    while going: one(own, 'SELECT n FROM n')
+    own.close()
+thread = threading.Thread(target=read)
+thread.start()"#;
+    let mut peers = [Peer::start(&host, reader), Peer::start(&host, reader)];
+    for _ in 0..10 {
+        for peer in &mut peers {
+            peer.run("db.execute('UPDATE n SET n = n + 1')");
+            assert_eq!(peer.run("one(db, 'PRAGMA wal_checkpoint(TRUNCATE)')"), "0");
+        }
+    }
+    for peer in &mut peers {
+        peer.run("going = False\nthread.join(); db.close()");
+    }
+    assert_eq!(one::<i64>(&host.open("app.db", ""), "SELECT n FROM n"), 20);
+}

@@ -59,8 +59,8 @@ use crate::upload::budget::{Budget, Pace};
 use crate::upload::driver;
 use crate::upload::follow::Follower;
 use crate::upload::group::Group;
-use crate::upload::making_up::MakingUp;
 use crate::upload::history::Keeper;
+use crate::upload::making_up::MakingUp;
 use crate::words::NotUsable;
 
 /// How long an open waits for another process that is preparing the same database.

@@ -189,6 +189,11 @@ impl BaseFile {
         BaseFile(file)
     }
 
+    /// The pointer that `new` was given.
+    pub(super) fn raw(self) -> *mut RawFile {
+        self.0
+    }
+
     fn methods(&self) -> &IoMethods {
         // SAFETY: an open file's methods are a structure that outlives it.
         unsafe { &*(*self.0).methods }

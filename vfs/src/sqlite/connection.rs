@@ -36,7 +36,7 @@ use crate::sync::Mutex;
 
 const CKPT: u32 = 1 << ffi::SHM_CKPT;
 /// From this many frames on a commit that waits lets go of its read mark. SQLite's own checkpoints begin at 1000.
-const LONG_WAL: u32 = 1000;
+pub(super) const LONG_WAL: u32 = 1000;
 /// How often a read mark that was let go is asked for again, a millisecond apart, while somebody resets the WAL.
 const RETAKES: u32 = 50;
 const RETAKE_PAUSE: Duration = Duration::from_millis(1);
@@ -61,6 +61,8 @@ pub(super) struct Connection {
     /// The wal-index locks that this file holds, as bits: shared, and exclusively.
     shared: AtomicU32,
     exclusive: AtomicU32,
+    /// Reads since one of them saw a read mark kept.
+    reads: AtomicU32,
     /// CKPT is held shared by the reset guard, not by SQLite.
     guarding: AtomicBool,
     /// WRITE is held by a writer that the engine let pass.
@@ -93,6 +95,7 @@ impl Connection {
             suspends: AtomicBool::new(false),
             shared: AtomicU32::new(0),
             exclusive: AtomicU32::new(0),
+            reads: AtomicU32::new(0),
             guarding: AtomicBool::new(false),
             writing: AtomicBool::new(false),
             region: AtomicPtr::new(ptr::null_mut()),
@@ -209,7 +212,14 @@ impl Connection {
             if bits(offset, n) & READS != 0 {
                 self.database.before_read();
             }
-            return self.take(offset, n, flags);
+            let code = self.take(offset, n, flags);
+            if code == ffi::OK && bits(offset, n) & READS != 0 {
+                self.own.has_read(&self.reads, offset);
+            }
+            return code;
+        }
+        if bits(offset, n) & READS != 0 {
+            self.own.let_go_of_mark();
         }
         match (offset, n) {
             (ffi::SHM_WRITE, 1) => self.take_write(flags),
@@ -378,6 +388,7 @@ impl Connection {
         }
         let mark = held.trailing_zeros() as c_int;
         let code = self.base.shm_lock(mark, 1, ffi::SHM_UNLOCK | ffi::SHM_SHARED);
+        self.own.let_go_of_mark();
         self.shared.fetch_and(!held, Ordering::Relaxed);
         (code == ffi::OK).then_some(mark)
     }
@@ -449,7 +460,7 @@ fn protects(head: &[u8; 136], mark: c_int, end: WalEnd) -> bool {
 }
 
 /// Committed frames, by the first copy of the header.
-fn frames(head: &[u8; 136]) -> u32 {
+pub(super) fn frames(head: &[u8; 136]) -> u32 {
     u32::from_ne_bytes([head[16], head[17], head[18], head[19]])
 }
 

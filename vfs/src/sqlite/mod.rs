@@ -22,6 +22,7 @@ mod functions;
 mod guard;
 pub(crate) mod header;
 pub(crate) mod index_writer;
+mod kept_mark;
 mod main_file;
 mod own_handle;
 mod past_file;

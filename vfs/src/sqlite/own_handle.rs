@@ -20,6 +20,7 @@ use super::base::{BaseFile, BaseVfs};
 use super::ffi;
 use super::filename::Filename;
 use super::index_writer::WriteLocked;
+use super::kept_mark::KeptMark;
 use crate::apply::index::IndexWriter;
 use crate::database::WalIndex;
 use crate::error::Result;
@@ -38,14 +39,15 @@ pub(super) struct OwnHandle {
     base: BaseVfs,
     name: Arc<Filename>,
     flags: c_int,
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
     write_released: Condvar,
     /// Mirrors `state.region.is_some()`, so that asking costs nothing.
     attached: AtomicBool,
+    pub(super) kept: KeptMark,
 }
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     file: Option<OpenFile>,
     region: Option<Region>,
     /// How many connections of this process hold EXCLUSIVE or are about to ask for it.
@@ -54,6 +56,14 @@ struct State {
     holds_write: bool,
     /// And whoever would recover the WAL.
     holds_recover: bool,
+}
+
+impl State {
+    /// The open file, and where its wal-index is mapped, while it is.
+    pub(super) fn attached(&self) -> Option<(BaseFile, *const u32)> {
+        let (OpenFile { file, .. }, Region(start)) = (self.file.as_ref()?, self.region?);
+        Some((*file, start.as_ptr()))
+    }
 }
 
 /// Where the base VFS mapped the first region of the wal-index.
@@ -80,6 +90,7 @@ impl OwnHandle {
             state: Mutex::new(State::default()),
             write_released: Condvar::new(),
             attached: AtomicBool::new(false),
+            kept: KeptMark::default(),
         }
     }
 
@@ -176,6 +187,7 @@ impl OwnHandle {
 
     /// In a forked child: lets go of the lock that only the parent has; see `Connection::let_go_in_child`.
     pub(super) fn let_go_in_child(&self) {
+        self.kept.let_go();
         // Held by another thread of the parent when it forked, it stays so for ever.
         if let Some(state) = self.state.try_lock()
             && let Some(OpenFile { file, .. }) = &state.file
@@ -186,6 +198,7 @@ impl OwnHandle {
 
     fn detach(&self, state: &mut State) {
         self.attached.store(false, Ordering::Release);
+        self.kept.let_go();
         if state.region.take().is_some()
             && let Some(OpenFile { file, .. }) = &state.file
         {
@@ -245,6 +258,7 @@ impl WalIndex for OwnHandle {
             return Ok(None);
         }
         let Some(file) = state.file.as_ref().map(|open| open.file) else { return Ok(None) };
+        self.kept.let_go();
         // SAFETY: the file is open and its wal-index mapped as long as the state is locked, which the guard does.
         let locked = unsafe { WriteLocked::try_lock(file, state)? };
         Ok(locked.map(|locked| Box::new(locked) as Box<dyn IndexWriter>))

@@ -97,7 +97,9 @@ mod tests {
                 oldest.get_or_insert(now);
             }
             let is_due = oldest.is_some() && now.since(last_put) >= SECOND;
-            if is_due && making_up.wait(&Due { now, interval: SECOND, last_put, last_commit, class_a }) == Duration::ZERO {
+            if is_due
+                && making_up.wait(&Due { now, interval: SECOND, last_put, last_commit, class_a }) == Duration::ZERO
+            {
                 longest = longest.max(oldest.take().map_or(Duration::ZERO, |since| now.since(since)));
                 last_put = now;
                 class_a += 1;

@@ -25,9 +25,11 @@ pub(crate) enum Line {
     History = 1,
     /// Looking what others wrote, and who waits for the lease.
     Follow = 2,
+    /// Letting go of read marks, which takes no time.
+    Marks = 3,
 }
 
-const LINES: [Line; 3] = [Line::Uploads, Line::History, Line::Follow];
+const LINES: [Line; 4] = [Line::Uploads, Line::History, Line::Follow, Line::Marks];
 
 impl Line {
     /// Threads at the most. Each may wait for one upload; and two merges at a time are as much as should be read and written
@@ -37,6 +39,7 @@ impl Line {
             Line::Uploads => 8,
             Line::History => 2,
             Line::Follow => 4,
+            Line::Marks => 1,
         }
     }
 
@@ -45,6 +48,7 @@ impl Line {
             Line::Uploads => "sqlite-gcs-upload",
             Line::History => "sqlite-gcs-merge",
             Line::Follow => "sqlite-gcs-follow",
+            Line::Marks => "sqlite-gcs-marks",
         }
     }
 
