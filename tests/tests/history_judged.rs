@@ -192,6 +192,27 @@ fn random_history(seed: u64, steps: usize) -> u64 {
     deletes
 }
 
+/// SQLite takes the size of a file without a WAL for that of the database, and writes it into its next commit.
+#[test]
+fn a_disk_that_comes_back_has_the_size_that_another_host_left() {
+    let bed = Bed::new();
+    let [a, b] = ["a", "b"].map(|name| bed.host(name, ""));
+    let run = |host: &Host, statements: &[&str]| {
+        let mut session = host.open();
+        statements.iter().for_each(|sql| drop(session.sql(sql).unwrap()));
+        session.sql("PRAGMA gcs_flush").unwrap();
+        let difference = difference(&bed.restored_pages(Point::Newest), &pages(&mut session, "db"));
+        assert_eq!(difference, None, "after {statements:?}");
+        assert_eq!(session.quit(), Some(0));
+    };
+    let fill = "INSERT INTO t WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300) SELECT i, hex(randomblob(200)) FROM n";
+    run(&a, &["CREATE TABLE t(id INTEGER PRIMARY KEY, text TEXT)", fill]);
+    run(&b, &["DELETE FROM t", "VACUUM"]);
+    run(&a, &["INSERT INTO t VALUES (1, 'small')"]);
+    run(&b, &[fill.replace("INSERT", "INSERT OR REPLACE").as_str()]);
+    run(&a, &["DELETE FROM t WHERE id = 7"]);
+}
+
 #[test]
 fn litestream_agrees_with_every_step_of_a_random_history() {
     random_history(1, 12);

@@ -606,7 +606,9 @@ impl Opening<'_> {
         cache.map().apply(&indexes)?;
         PendingDeltas::of(self.layout.dir()).clear()?;
         cache.forget(changed)?;
+        // Larger or smaller: SQLite takes the size of a file without a WAL for that of the database.
         cache.set_size(pages)?;
+        cache.cut(pages)?;
         remove(&self.layout.wal())?;
         remove(&self.layout.shm())?;
         state.protocol.caught_up(head);
