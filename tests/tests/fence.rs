@@ -182,6 +182,54 @@ fn commits_of_a_killed_writer_that_somebody_overtook_are_kept_aside_at_its_next_
     assert_eq!((a.quit(), b.quit()), (Some(0), Some(0)));
 }
 
+/// A host that took in what others wrote before it lost a range of its own: what it noted of the one must not make the other stay.
+/// `end` writes the lost range from the WAL into the cache file, and ends the process.
+fn a_range_is_lost_behind_what_was_taken_in(end: fn(Session)) {
+    let bed = Bed::new();
+    let mut b = bed.with_table("b", "durability=commit&lease_ttl=5s");
+    b.sql("CREATE TABLE u(id INTEGER)").unwrap();
+    let one = bed.host("a", "lease_ttl=5s&flush_interval=30s");
+    let mut a = one.open();
+    assert_eq!(a.number("SELECT count(*) FROM t"), 0);
+    b.sql("INSERT INTO t VALUES (1, 'b')").unwrap();
+    b.sql("INSERT INTO u VALUES (1)").unwrap();
+    a.sql("INSERT INTO t VALUES (2, 'a')").unwrap();
+    a.sql("PRAGMA gcs_flush").unwrap();
+    let rows = "WITH n(i) AS (VALUES (3) UNION ALL SELECT i + 1 FROM n WHERE i < 40)";
+    a.sql(&format!("INSERT INTO t {rows} SELECT i, hex(zeroblob(1000)) FROM n")).unwrap();
+    a.signal(Signal::SIGSTOP);
+    b.sql("INSERT INTO u VALUES (2)").unwrap();
+    a.signal(Signal::SIGCONT);
+    let told = sqlite_gcs_tests::poll(Duration::from_secs(30), || {
+        a.sql("INSERT INTO t VALUES (100, 'lost')").err().is_some_and(|error| error.code == FENCED)
+    });
+    assert!(told, "never told");
+    end(a);
+    let mut a = one.open();
+    assert_eq!(ids(&mut a), [1, 2]);
+    assert_eq!(a.number("SELECT sum(id) FROM u"), 3);
+    assert_eq!(a.sql("PRAGMA integrity_check").unwrap(), [["ok"]]);
+    let kept = bed.judge.rows_kept(&one.conflicts()[0]);
+    assert!((3..=40).all(|id| kept.contains_key(&id)), "{kept:?}");
+    assert_eq!((a.quit(), b.quit()), (Some(0), Some(0)));
+    assert_eq!(bed.judge.rows().keys().copied().collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
+fn a_range_that_is_lost_behind_what_was_taken_in_leaves_no_page_in_the_cache() {
+    a_range_is_lost_behind_what_was_taken_in(|session| {
+        session.quit();
+    });
+}
+
+#[test]
+fn a_range_that_is_lost_behind_what_was_taken_in_leaves_no_page_after_a_kill() {
+    a_range_is_lost_behind_what_was_taken_in(|mut session| {
+        session.sql("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+        session.kill();
+    });
+}
+
 #[test]
 fn a_bucket_that_ignores_conditions_is_read_and_not_written() {
     let bed = Bed::new();

@@ -147,7 +147,7 @@ impl Capture {
         let path = self.layout.state();
         let _held = self.state_lock.lock_within(STATE_WAIT, "the state lock")?;
         match State::load(&path)? {
-            Some(state) if !state.behind => State { behind: true, ..state }.save(&path),
+            Some(state) if !state.rebuild => State { rebuild: true, ..state }.save(&path),
             _ => Ok(()),
         }
     }

@@ -435,7 +435,7 @@ impl Opening<'_> {
         // A delta that was frozen before its commit was written, or frames that are gone: the cache is behind the log.
         let is_behind =
             !position.closed && committed.is_none_or(|c| c.salts != position.salts || c.frames < position.frames);
-        let is_whole = is_whole && !is_behind && !state.behind;
+        let is_whole = is_whole && !is_behind && !state.rebuild;
         self.freeze_wal(&mut capture, &state, position, committed, is_whole)?;
         let frozen = self.outbox.list()?;
         state.protocol.outbox = driver::unsettled(&state.protocol, frozen.iter().map(|envelope| envelope.id));
@@ -457,7 +457,7 @@ impl Opening<'_> {
             }
             Verdict::Conflict(from) | Verdict::Unclear(from) => {
                 if !state.protocol.outbox.is_empty() {
-                    let to = conflict::keep(&self.layout, &self.outbox, &state, from)?;
+                    let to = conflict::keep(&self.layout, &self.outbox, &mut state, from)?;
                     log::error!(
                         "{}: another writer has {} from {from} on; the commits of this disk from there on are kept in {}",
                         self.layout.main().display(),
@@ -631,7 +631,7 @@ impl Opening<'_> {
         state.boot = boot_id();
         state.file = self.identity()?;
         state.clean = false;
-        state.behind = false;
+        state.rebuild = false;
         state.protocol.ttl_ms = self.config.lease_ttl.as_millis() as u64;
         state.save(&self.layout.state())?;
         let mut capture = Capture::open(&self.layout, &self.outbox)?;
@@ -658,7 +658,7 @@ impl Opening<'_> {
             page_size: page_size.bytes(),
             protocol: protocol::State::new(Nonce(nonce()), who(), self.config.lease_ttl.as_millis() as u64),
             position: Position { closed: true, ..Position::default() },
-            behind: false,
+            rebuild: false,
             clean: false,
         }
     }

@@ -7,7 +7,11 @@
 //! | `note.json` | database, replica, last TXID that the log shares with us, the log's head, our deltas |
 //! | `<TXID>.ltx` | our deltas, as LTX files that Litestream's tools read |
 //!
-//! Everything is moved by rename on one file system, so a crash leaves a file in one of the two places.
+//! # Crash
+//! Everything is moved by rename on one file system, so a file is in one of the two places. Before the first one moves the
+//! state says that the cache is to be built anew, because its pages may be those of the commits that go; and what was
+//! applied from the bucket is forgotten, because it would say that the cache is the log up to there. The newest delta goes
+//! first: what is left in the outbox still follows the durable one, and is kept aside by the next open.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -17,13 +21,17 @@ use serde_json::json;
 
 use super::state::State;
 use super::{Layout, replace, suffixed, sync_dir};
+use crate::capture::applied::AppliedFile;
 use crate::error::{Error, Result};
 use crate::outbox::Outbox;
 use crate::page::TxId;
 
 /// Moves every frozen delta that the bucket will not take into a new conflict folder, and returns it. `lost` is the first
-/// TXID that another writer has.
-pub(crate) fn keep(layout: &Layout, outbox: &Outbox, state: &State, lost: TxId) -> Result<PathBuf> {
+/// TXID that another writer has. The state is written before, and changed once more for the caller to write.
+pub(crate) fn keep(layout: &Layout, outbox: &Outbox, state: &mut State, lost: TxId) -> Result<PathBuf> {
+    state.rebuild = true;
+    state.save(&layout.state())?;
+    AppliedFile::open(outbox.dir())?.clear()?;
     let folder = fresh(layout.main().parent().unwrap_or(Path::new("/")), "conflict")?;
     let deltas = outbox.list()?;
     let note = json!({
@@ -39,17 +47,18 @@ pub(crate) fn keep(layout: &Layout, outbox: &Outbox, state: &State, lost: TxId) 
         })).collect::<Vec<_>>(),
     });
     replace(&folder.join("note.json"), note.to_string().as_bytes())?;
-    for delta in &deltas {
+    for delta in deltas.iter().rev() {
         let from = outbox.path(delta.id.txid);
         let to = folder.join(format!("{}.ltx", delta.id.txid));
         let failed =
             |e: &std::io::Error| Error::local(format_args!("moving {} to {}", from.display(), to.display()), e);
         fs::rename(&from, &to).map_err(|e| failed(&e))?;
+        sync_dir(outbox.dir())?;
         // Without the envelope it is an LTX file like any other.
         File::options().write(true).open(&to).and_then(|f| f.set_len(delta.id.size)).map_err(|e| failed(&e))?;
     }
     sync_dir(&folder)?;
-    sync_dir(outbox.dir())?;
+    state.protocol.set_aside();
     Ok(folder)
 }
 

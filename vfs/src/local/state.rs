@@ -37,9 +37,10 @@ pub(crate) struct State {
     pub(crate) durable_generation: Option<u64>,
     /// How far the WAL is contained in the deltas up to the durable one.
     pub(crate) position: Position,
-    /// The cache lacks a commit that was frozen, and has to be built anew.
+    /// The cache lacks a commit that was frozen, or has commits that are kept aside: it has to be built anew, whatever else
+    /// says how far it goes.
     #[serde(default)]
-    pub(crate) behind: bool,
+    pub(crate) rebuild: bool,
     /// The last process closed in good order: the cache file is whole, also after a reboot.
     pub(crate) clean: bool,
 }

@@ -328,6 +328,7 @@ impl Follower {
             if database.has_right() || database.is_pending() {
                 return busy("this host writes now");
             }
+            database.check_poison()?;
             // By eviction; where that is not enough, the next backfill makes room.
             database.cache.make_room(found.bytes.len() as u64)?;
             database.shared.set_others_write(true);

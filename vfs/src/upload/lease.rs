@@ -256,11 +256,7 @@ impl Database {
     }
 
     fn keep_conflict(&self, from: TxId) -> Result<std::path::PathBuf> {
-        let folder = self.change_state(|state| {
-            let folder = conflict::keep(&self.layout, &self.outbox, state, from)?;
-            state.protocol.set_aside();
-            Ok::<_, Error>(folder)
-        })??;
+        let folder = self.change_state(|state| conflict::keep(&self.layout, &self.outbox, state, from))??;
         *self.conflict.lock() = Some(folder.clone());
         Ok(folder)
     }

@@ -198,7 +198,7 @@ impl Bed {
             protocol: protocol::State { durable: Some(frozen.id), ..protocol::State::new(Nonce(1), "test", 40_000) },
             durable_generation: None,
             position: envelope.position,
-            behind: false,
+            rebuild: false,
             clean: false,
         };
         state.save(&self.layout.state()).expect("saved");
