@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::history::listing::{Row, metadata};
 use crate::history::policy::Merge;
 use crate::history::source::Reads;
-use crate::history::spool::Spool;
+use crate::local::spool::Spool;
 use crate::page::Pgno;
 use crate::replica::fetch::LocalObjects;
 use crate::replica::names::Replica;

@@ -3,7 +3,7 @@
 //! ```text
 //! listing   what is there, with times        points    which states can be opened, and which an `at=` means (pure)
 //! policy    what to merge and to delete (pure)
-//! compact   makes one merge                   source    the bytes of an object as a stream     spool   the result's file
+//! compact   makes one merge                   source    the bytes of an object as a stream
 //! retain    deletes what may go
 //! ```
 //! [`Historian`] ties them together for the holder of the lease. It works off the commit path, one step at a time.
@@ -23,7 +23,6 @@ pub mod points;
 pub mod policy;
 mod retain;
 mod source;
-pub(crate) mod spool;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;

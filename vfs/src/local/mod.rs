@@ -12,6 +12,7 @@
 pub(crate) mod conflict;
 pub(crate) mod locks;
 pub(crate) mod shared;
+pub(crate) mod spool;
 pub(crate) mod state;
 
 use std::fs::{self, File};
