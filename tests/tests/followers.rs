@@ -245,6 +245,11 @@ fn of_the_processes_of_a_host_one_asks_and_all_see() {
     let host = bed.host("f", FOLLOWER);
     let mut many: Vec<Session> = (0..4).map(|_| host.open()).collect();
     assert!(bed.wait_for_release());
+    // Each reads all pages once, so that what is counted are looks.
+    for reader in &mut many {
+        begin_watch(reader, 0.1);
+        end(reader, 0.1);
+    }
     let seconds = 4.0;
     // With nothing new there is one question an interval, however many ask.
     let gets = bed.proxy.count(Class::Get);

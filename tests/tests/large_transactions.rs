@@ -88,6 +88,62 @@ fn a_transaction_of_two_gibibytes_takes_no_more_memory() {
     assert_eq!(restored.query_row("SELECT count(*) FROM big", [], |row| row.get(0)), Ok(2 << 10));
 }
 
+/// One host commits so much at once; another one follows it, and a third takes the log over to write.
+fn others_take_it_in(mebibytes: u64) {
+    let (a, b, c) = (Host::new(), Host::new(), Host::new());
+    let on_the_bucket_of_a = |host: &Host, setup: &str| {
+        Peer::start_with(host, &format!("{LOAD}{setup}"), |program| program.env("SQLITE_GCS_BUCKET", a.bucket()))
+    };
+    let mut writer = on_the_bucket_of_a(&a, OPEN);
+    assert_eq!(writer.run("one(db, 'SELECT count(*) FROM t')"), "0");
+    let mut follower = on_the_bucket_of_a(&b, "db = database('app.db', '&poll_interval=100ms')");
+    let mut next = on_the_bucket_of_a(&c, "db = database('app.db', '&poll_interval=0&lease_ttl=5s')");
+    assert_eq!(next.run("one(db, 'SELECT count(*) FROM t')"), "0");
+    let before: u64 = follower.run("one(db, 'SELECT count(*) FROM t')\nforget()").parse().unwrap();
+    writer.begin(&format!("big(db, {mebibytes})\nint(one(db, 'PRAGMA gcs_flush'), 16) - first"));
+    assert_eq!(writer.answer_within(Duration::from_secs(600)).as_deref(), Ok("1"), "one delta");
+    writer.run("db.close()");
+    writer.end();
+
+    let size = (mebibytes << 20).to_string();
+    let seen = poll(Duration::from_secs(600), || {
+        follower.run("one(db, \"SELECT count(*) FROM sqlite_schema WHERE name = 'big'\")") == "1"
+    });
+    assert!(seen, "the follower never saw it");
+    assert_eq!(follower.run("one(db, 'SELECT sum(length(noise)) FROM big')"), size);
+    let most: u64 = follower.run("memory()").parse().unwrap();
+    println!("{mebibytes} MiB: the follower took {before} KB before, at most {most} KB");
+    assert!(most - before < MOST_KB, "{before} KB before, {most} KB following");
+    follower.run("db.close()");
+    follower.end();
+
+    let before: u64 = next.run("forget()").parse().unwrap();
+    next.begin("db.execute('PRAGMA busy_timeout = 60000')\ndb.execute('INSERT INTO t VALUES (1)')\none(db, 'PRAGMA gcs_flush')");
+    assert!(next.answer_within(Duration::from_secs(600)).is_ok());
+    let most: u64 = next.run("memory()").parse().unwrap();
+    println!("{mebibytes} MiB: who took over took {before} KB before, at most {most} KB");
+    assert!(most - before < MOST_KB, "{before} KB before, {most} KB taking over");
+    assert_eq!(next.run("one(db, 'SELECT sum(length(noise)) FROM big')"), size);
+    next.run("db.close()");
+    next.end();
+    let path = a.path("restored");
+    litestream::restore_into(&a.replica("app.db"), None, Point::Newest, &path).expect("a valid replica");
+    let restored = rusqlite::Connection::open(&path).unwrap();
+    assert_eq!(restored.query_row("SELECT count(*) FROM big", [], |row| row.get(0)), Ok(mebibytes as i64));
+    assert_eq!(restored.query_row("SELECT count(*) FROM t", [], |row| row.get(0)), Ok(1));
+}
+
+#[test]
+fn other_hosts_take_a_large_transaction_in_with_little_memory() {
+    others_take_it_in(100);
+}
+
+#[test]
+#[ignore = "minutes"]
+fn other_hosts_take_two_gibibytes_in_with_no_more_memory() {
+    others_take_it_in(2 << 10);
+}
+
 #[test]
 fn an_upload_that_is_killed_leaves_nothing_and_the_next_open_sends_it() {
     let (bed, host) = (Bed::new(), Host::new());

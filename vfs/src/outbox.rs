@@ -16,13 +16,13 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::capture::position::Position;
-use crate::delta::{Decoder, EncodeError, Encoder, Header, TAIL_MIN, tail_layout};
+use crate::delta::{Decoder, EncodeError, Encoder, Header};
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::{remove, suffixed, sync_dir};
 use crate::page::TxId;
 use crate::protocol::ObjectId;
 use crate::replica::fetch::{LocalObjects, ReadAt};
-use crate::replica::index_fetch::{ObjectIndex, WHOLE};
+use crate::replica::index_fetch::{ObjectIndex, WHOLE, ends};
 use crate::replica::names::ObjectName;
 use crate::store::FileBody;
 
@@ -229,13 +229,11 @@ impl Outbox {
         let path = self.path(id.txid);
         let failed = |e: std::io::Error| Error::local(format_args!("reading {}", path.display()), &e);
         let file = File::open(&path).map_err(failed)?;
-        let piece = |at: u64, length: u64| {
-            let mut bytes = vec![0; length as usize];
-            std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, at).map(|()| bytes).map_err(failed)
+        let piece = |range: std::ops::Range<u64>| {
+            let mut bytes = vec![0; (range.end - range.start) as usize];
+            std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, range.start).map(|()| bytes.into())
         };
-        let last = piece(id.size - TAIL_MIN as u64, TAIL_MIN as u64)?;
-        let tail = tail_layout(&last, id.size).map_err(|e| Error::from(e).context(path.display()))?;
-        Ok((piece(0, Header::LEN as u64)?.into(), piece(id.size - tail, tail)?.into()))
+        ends(id.size, piece).map_err(|e| e.context(path.display()))
     }
 
     /// Where a frozen delta's pages lie.

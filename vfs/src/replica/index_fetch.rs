@@ -8,6 +8,9 @@
 //! that was listed; a snapshot holds every page; no page lies beyond the size that the header states. Not checked: the
 //! file's checksum, which needs every page of the object.
 
+use std::io;
+use std::ops::Range;
+
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 
@@ -93,6 +96,14 @@ impl ObjectIndex {
 
 /// Whole objects up to [`WHOLE`] bytes, with their generations.
 pub(crate) type Short = std::collections::HashMap<ObjectName, (Generation, Bytes)>;
+
+/// The header of an object of which ranges can be read, and its end with the page index.
+pub(crate) fn ends(size: u64, read: impl Fn(Range<u64>) -> io::Result<Bytes>) -> Result<(Bytes, Bytes)> {
+    let read = |range| read(range).map_err(|e| Error::local("reading an object's index", &e));
+    let last = read(size.saturating_sub(TAIL_MIN as u64)..size)?;
+    let tail = tail_layout(&last, size)?;
+    Ok((read(0..Header::LEN as u64)?, read(size - tail..size)?))
+}
 
 /// Why an object could not be read where the chain said it is.
 #[derive(Clone, Debug)]

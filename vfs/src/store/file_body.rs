@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
@@ -55,14 +56,22 @@ impl FileBody {
         Ok(bytes.freeze())
     }
 
+    /// The bytes of a range that lies within it.
+    ///
+    /// # Errors
+    /// As [`FileBody::piece`].
+    pub fn range(&self, range: Range<u64>) -> io::Result<Bytes> {
+        let mut bytes = BytesMut::zeroed((range.end - range.start) as usize);
+        self.file.read_exact_at(&mut bytes, range.start)?;
+        Ok(bytes.freeze())
+    }
+
     /// All of it in memory.
     ///
     /// # Errors
     /// As [`FileBody::piece`].
     pub fn read_all(&self) -> io::Result<Bytes> {
-        let mut bytes = BytesMut::zeroed(self.size as usize);
-        self.file.read_exact_at(&mut bytes, 0)?;
-        Ok(bytes.freeze())
+        self.range(0..self.size)
     }
 
     /// Reads it from its beginning to its end.

@@ -39,7 +39,7 @@ const LEAST_WAIT: Duration = Duration::from_millis(200);
 const BESIDE: Duration = Duration::from_secs(1);
 /// The slowest upload that is waited for.
 const SLOWEST_BYTES_PER_SECOND: u64 = 256 * 1024;
-/// A longer delta is not held in memory to be sent or compared, in bytes.
+/// A longer delta is not held in memory to be sent, and no more than this of one to be compared, in bytes.
 const LONG: u64 = 4 << 20;
 
 /// The bucket, as one operation of the protocol talks to it.
@@ -237,7 +237,7 @@ impl<'a> Remote<'a> {
     fn get_delta(&self, txid: TxId) -> Result<Answer> {
         let name = self.replica.ltx(&ObjectName::delta(txid));
         let store = self.replica.store().clone();
-        // Of the size of ours, if it is ours.
+        // It is ours, or it does not matter what it is.
         let size = self.outbox.envelope(txid).map_or(0, |envelope| envelope.id.size);
         let read = {
             let name = name.clone();
@@ -360,12 +360,8 @@ pub(crate) fn known(
     Ok(known)
 }
 
-/// Size and CRC-32C of an object, which is about so long: read at once if it is short, else piece by piece.
-async fn checksum(store: &dyn Store, name: &str, about: u64) -> Result<(u64, u32), StoreError> {
-    if about <= LONG {
-        let object = store.get(name, None).await?;
-        return Ok((object.bytes.len() as u64, crc32c::crc32c(&object.bytes)));
-    }
+/// Size and CRC-32C of an object, piece by piece; of one that is longer than `ours`, only of as much as shows that.
+async fn checksum(store: &dyn Store, name: &str, ours: u64) -> Result<(u64, u32), StoreError> {
     let (mut size, mut crc32c, mut first, mut told) = (0, 0, None, None);
     loop {
         let object = match store.get(name, Some(size..size + LONG)).await {
@@ -382,6 +378,9 @@ async fn checksum(store: &dyn Store, name: &str, about: u64) -> Result<(u64, u32
         told = object.meta.crc32c;
         if (object.bytes.len() as u64) < LONG {
             break;
+        }
+        if size > ours {
+            return Ok((size, crc32c));
         }
     }
     // The client checks no range by itself; what the bucket says of the whole object does.

@@ -9,11 +9,12 @@
 //!   listing is planned anew.
 //! - **Crash.** Each delta is in the WAL whole or not at all, and the state file follows (`apply/`).
 
+use std::collections::VecDeque;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
 use super::STORE_WAIT;
+use super::fetched::{Fetched, Fetcher};
 use crate::apply::Outcome;
 use crate::cache::pending::Pending;
 use crate::database::{Database, WalEnd};
@@ -23,14 +24,15 @@ use crate::log;
 use crate::page::TxId;
 use crate::protocol::ObjectId;
 use crate::replica::chain;
-use crate::replica::names::{Listed, ObjectName};
+use crate::replica::names::Listed;
 use crate::runtime;
-use crate::store::StoreError;
 
 /// The pause before the WRITE lock is tried again.
 const PAUSE: Duration = Duration::from_millis(5);
 /// So many deltas are fetched by their names, side by side; more are planned from a listing, which finds compacted ones.
 const FEW: u64 = 16;
+/// Who asks for the lease waits for what it brings.
+static NEVER: AtomicBool = AtomicBool::new(false);
 
 impl Database {
     /// Takes in all deltas up to `head`.
@@ -41,10 +43,8 @@ impl Database {
         let from = self.shared.durable();
         match self.fetch_few(from, head)? {
             Some(deltas) => {
-                for (object, id, bytes) in deltas {
-                    if let Some(end) = self.apply_within(&bytes, id, deadline)? {
-                        self.remember_applied(&object, end, &bytes)?;
-                    }
+                for delta in &deltas {
+                    self.apply_within(delta, delta.id, deadline)?;
                 }
             }
             None => self.apply_planned(from, head, deadline)?,
@@ -64,32 +64,18 @@ impl Database {
     }
 
     /// The deltas after `from`, without asking for a listing; `None` when they are many, or one of them is gone by compaction.
-    fn fetch_few(&self, from: TxId, head: ObjectId) -> Result<Option<Vec<(Listed, ObjectId, Bytes)>>> {
+    fn fetch_few(&self, from: TxId, head: ObjectId) -> Result<Option<Vec<Fetched>>> {
         if head.txid <= from || head.txid.0 - from.0 > FEW {
             return Ok(None);
         }
-        let (replica, store) = (self.replica.clone(), self.replica.store().clone());
-        let gets = async move {
-            let get = |txid| {
-                let (name, store) = (replica.ltx(&ObjectName::delta(TxId(txid))), store.clone());
-                async move { store.get(&name, None).await }
-            };
-            futures::future::join_all((from.0 + 1..=head.txid.0).map(get)).await
-        };
-        let mut deltas = Vec::new();
-        for (object, txid) in
-            runtime::wait("reading the newest deltas", STORE_WAIT, gets)?.into_iter().zip(from.0 + 1..)
-        {
-            let object = match object {
-                Ok(object) => object,
-                Err(StoreError::NotFound(_)) => return Ok(None),
-                Err(e) => return Err(Error::from(e).context("reading the newest deltas")),
-            };
-            let bytes = object.bytes;
-            let id = ObjectId { txid: TxId(txid), size: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
-            deltas.push((Listed { name: ObjectName::delta(TxId(txid)), meta: object.meta }, id, bytes));
+        let (mut deltas, mut ahead) = (Vec::new(), VecDeque::new());
+        for txid in from.0 + 1..=head.txid.0 {
+            match self.fetcher().delta(TxId(txid), head.txid.0 + 1 - txid, &mut ahead)? {
+                Some(delta) => deltas.push(delta),
+                None => return Ok(None),
+            }
         }
-        Ok(deltas.last().is_some_and(|(_, id, _)| *id == head).then_some(deltas))
+        Ok(deltas.last().is_some_and(|delta| delta.id == head).then_some(deltas))
     }
 
     /// The same along the plan of a listing.
@@ -98,39 +84,38 @@ impl Database {
         let what = format!("listing {}", self.replica.place());
         let listed = runtime::wait(&what, STORE_WAIT, async move { replica.list().await })??;
         for object in &chain::plan_onto(&listed, from, head.txid)? {
-            let bytes = self.fetch(object)?;
-            let found = ObjectId { txid: object.name.max, size: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) };
+            let found = self.fetcher().object(object)?;
             // The log knows its head by the delta, also where a compacted object ends at the same TXID.
-            let id = if found.txid == head.txid { head } else { found };
-            if let Some(end) = self.apply_within(&bytes, id, deadline)? {
-                self.remember_applied(object, end, &bytes)?;
-            }
+            let id = if found.id.txid == head.txid { head } else { found.id };
+            self.apply_within(&found, id, deadline)?;
         }
         Ok(())
     }
 
-    /// Remembers where the pages lie of an object that is in the WAL now.
-    pub(super) fn remember_applied(&self, object: &Listed, end: WalEnd, bytes: &[u8]) -> Result<()> {
+    /// Remembers where the pages lie of an object that is in the WAL now, which ends with it.
+    pub(super) fn remember_applied(&self, found: &Fetched, end: WalEnd) -> Result<()> {
+        let Listed { name, meta } = &found.object;
         let pending = Pending {
-            level: object.name.level,
-            min: object.name.min.0,
-            max: object.name.max.0,
-            generation: object.meta.generation.0,
-            size: bytes.len() as u64,
+            level: name.level,
+            min: name.min.0,
+            max: name.max.0,
+            generation: meta.generation.0,
+            size: meta.size,
             salts: end.salts,
             frames: end.frames,
         };
-        self.pending.add(&pending, bytes, bytes)
+        let (start, end) = found.ends()?;
+        self.pending.add(&pending, &start, &end)
     }
 
-    /// Returns where the WAL ends with it, if it was not known already.
-    fn apply_within(&self, bytes: &[u8], id: ObjectId, deadline: Instant) -> Result<Option<WalEnd>> {
+    /// Makes it a commit of the local WAL, if it is not known already.
+    fn apply_within(&self, found: &Fetched, id: ObjectId, deadline: Instant) -> Result<()> {
         let busy =
             || Error::new(ErrorKind::Busy, format!("{}: a local transaction writes", self.layout.main().display()));
         loop {
-            match self.apply(Decoder::new(bytes)?, id)? {
-                Outcome::Applied(progress) => return Ok(Some(progress.end)),
-                Outcome::Known => return Ok(None),
+            match self.apply(Decoder::new(found.reader())?, id)? {
+                Outcome::Applied(progress) => return self.remember_applied(found, progress.end),
+                Outcome::Known => return Ok(()),
                 // Local commits that came in meanwhile are judged by the next acquisition.
                 Outcome::Conflict => return Err(busy()),
                 Outcome::Busy if Instant::now() >= deadline => return Err(busy()),
@@ -139,12 +124,7 @@ impl Database {
         }
     }
 
-    fn fetch(&self, object: &Listed) -> Result<Bytes> {
-        let name = self.replica.ltx(&object.name);
-        let store = self.replica.store().clone();
-        let what = format!("reading {name}");
-        let get = async move { store.get(&name, None).await };
-        let object = runtime::wait(&what, STORE_WAIT, get)?;
-        Ok(object.map_err(|e| Error::from(e).context(what))?.bytes)
+    fn fetcher(&self) -> Fetcher<'_> {
+        Fetcher { replica: &self.replica, scratch: self.layout.dir(), stopped: &NEVER }
     }
 }

@@ -19,13 +19,14 @@
 //! (the page map follows them, and must not name objects that others have deleted), and before a rest.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use super::STORE_WAIT;
 use super::driver::{known, now};
-use super::fetched::{self, Fetched};
+use super::fetched::{Fetched, Fetcher};
 use super::pump::{self, Line, Turn};
 use crate::apply::backfill::DatabaseFile;
 use crate::apply::{Checkpoint, Outcome};
@@ -104,7 +105,8 @@ enum Begin {
     /// Nothing, until somebody reads.
     Rest,
     Wait(Instant),
-    Look(Replica),
+    /// At this replica, with a folder for what is on its way.
+    Look(Replica, PathBuf),
 }
 
 impl Follower {
@@ -171,7 +173,7 @@ impl Follower {
                     self.read.store(true, Ordering::SeqCst);
                     Begin::Wait(Instant::now() + left)
                 }
-                _ => Begin::Look(database.replica.clone()),
+                _ => Begin::Look(database.replica.clone(), database.layout.dir().to_owned()),
             }
         })
     }
@@ -189,7 +191,7 @@ impl Follower {
     }
 
     /// Looks until there is nothing new, and takes in what there is. `None`: the database is closed.
-    fn look(&self, replica: &Replica) -> Option<Result<bool>> {
+    fn look(&self, from: &Fetcher) -> Option<Result<bool>> {
         let mut found = 0u32;
         let mut ahead = VecDeque::new();
         loop {
@@ -197,8 +199,8 @@ impl Follower {
             self.with(|database| database.shared.set_log_looked(asked))?;
             // The one that is expected mostly comes alone; behind two there may be many.
             let more = (1 << found.saturating_sub(1).min(10)).min(SIDE_BY_SIDE);
-            let took = match self.next(replica, &mut ahead, more) {
-                Ok(Some(next)) => self.take(next, replica),
+            let took = match self.next(from, &mut ahead, more) {
+                Ok(Some(next)) => self.take(next, from),
                 Ok(None) => return None,
                 Err(e) => return Some(Err(e)),
             };
@@ -211,7 +213,7 @@ impl Follower {
     }
 
     /// Asks what follows the local database.
-    fn next(&self, replica: &Replica, ahead: &mut VecDeque<Fetched>, more: u64) -> Result<Option<Next>> {
+    fn next(&self, from: &Fetcher, ahead: &mut VecDeque<Fetched>, more: u64) -> Result<Option<Next>> {
         let begun = self.with(|database| {
             let confirmed = database.shared.log_confirmed();
             let held = database.change_state(|state| state.protocol.durable)?;
@@ -224,7 +226,7 @@ impl Follower {
         if held.is_none() {
             // An empty log: its first delta is never deleted, so that one name tells.
             let asked = now();
-            return Ok(Some(match fetched::delta(replica, TxId(1), 1, ahead)? {
+            return Ok(Some(match from.delta(TxId(1), 1, ahead)? {
                 Some(delta) => Next::Delta(delta, asked),
                 None => Next::Nothing(asked),
             }));
@@ -238,13 +240,13 @@ impl Follower {
             };
             match step? {
                 Step::Ask(Request::GetDelta(txid)) => {
-                    let found = fetched::delta(replica, txid, more, ahead)?;
+                    let found = from.delta(txid, more, ahead)?;
                     answer = Answer::Delta(found.as_ref().map(|found| found.id));
                     fetched = found;
                 }
                 Step::Ask(Request::List) if gaps < GAPS => {
                     gaps += 1;
-                    let (asked, what) = (replica.clone(), format!("listing {}", replica.place()));
+                    let (asked, what) = (from.replica.clone(), format!("listing {}", from.replica.place()));
                     listing = runtime::wait(&what, STORE_WAIT, async move { asked.list().await })??;
                     let ids = self.with(|database| {
                         let durable = database.change_state(|state| state.durable())?;
@@ -255,7 +257,8 @@ impl Follower {
                 }
                 Step::Ask(_) => {
                     let missing = follow.gap.map_or(TxId::NONE, |gap| gap.missing);
-                    let message = format!("{}: {missing} is missing, although later ones are there", replica.place());
+                    let message =
+                        format!("{}: {missing} is missing, although later ones are there", from.replica.place());
                     return Err(Error::new(ErrorKind::Corrupt, message));
                 }
                 Step::Done(Followed::Current { confirmed }) => return Ok(Some(Next::Nothing(confirmed))),
@@ -267,7 +270,7 @@ impl Follower {
                 }
                 Step::Done(Followed::Diverged) => {
                     let message =
-                        format!("{}: the log is not the one that this disk knows; open it anew", replica.place());
+                        format!("{}: the log is not the one that this disk knows; open it anew", from.replica.place());
                     return Err(Error::new(ErrorKind::Corrupt, message));
                 }
             }
@@ -275,7 +278,7 @@ impl Follower {
     }
 
     /// Takes in what was found; whether it was anything.
-    fn take(&self, next: Next, replica: &Replica) -> Option<Result<bool>> {
+    fn take(&self, next: Next, from: &Fetcher) -> Option<Result<bool>> {
         match next {
             Next::Nothing(confirmed) => {
                 self.with(|database| database.shared.set_log_caught_up(from_ms(confirmed)))?;
@@ -295,15 +298,15 @@ impl Follower {
                 let plan = self.with(|database| {
                     database.shared.note_head(head.txid, from_ms(confirmed));
                     let held = database.shared.durable();
-                    log::info!("{}: following from {held} to {} by a listing", replica.place(), head.txid);
-                    chain::plan_onto(&listing, held, head.txid).map_err(|e| e.context(replica.place()))
+                    log::info!("{}: following from {held} to {} by a listing", from.replica.place(), head.txid);
+                    chain::plan_onto(&listing, held, head.txid).map_err(|e| e.context(from.replica.place()))
                 })?;
                 let plan = match plan {
                     Ok(plan) => plan,
                     Err(e) => return Some(Err(e)),
                 };
                 for object in plan {
-                    let found = match fetched::object(replica, &object) {
+                    let found = match from.object(&object) {
                         Ok(found) => found,
                         Err(e) => return Some(Err(e)),
                     };
@@ -330,15 +333,15 @@ impl Follower {
             }
             database.check_poison()?;
             // By eviction; where that is not enough, the next backfill makes room.
-            database.cache.make_room(found.bytes.len() as u64)?;
+            database.cache.make_room(found.id.size + found.spooled())?;
             database.shared.set_others_write(true);
             database.shared.set_applying(BootTime::now());
-            match database.apply(Decoder::new(&found.bytes[..])?, id)? {
+            match database.apply(Decoder::new(found.reader())?, id)? {
                 Outcome::Known => return Ok(()),
                 Outcome::Busy => return busy("a local connection holds the WRITE lock"),
                 Outcome::Conflict => return busy("local commits came in between"),
                 Outcome::Applied(progress) => {
-                    database.remember_applied(&found.object, progress.end, &found.bytes)?;
+                    database.remember_applied(found, progress.end)?;
                     database.keeper.forget();
                     progress
                 }
@@ -410,10 +413,10 @@ enum Next {
 
 impl Turn for Follower {
     fn turn(&self) -> Option<Instant> {
-        let replica = match self.begin()? {
+        let (replica, scratch) = match self.begin()? {
             Begin::Rest => return None,
             Begin::Wait(until) => return Some(until),
-            Begin::Look(replica) => replica,
+            Begin::Look(replica, scratch) => (replica, scratch),
         };
         let again = Instant::now() + BUSY;
         let held = match self.host.try_lock() {
@@ -434,7 +437,8 @@ impl Turn for Follower {
             self.read.store(true, Ordering::SeqCst);
             return Some(Instant::now() + left);
         }
-        let outcome = self.look(&replica)?;
+        let from = Fetcher { replica: &replica, scratch: &scratch, stopped: &self.stopped };
+        let outcome = self.look(&from)?;
         drop(held);
         let is_busy = matches!(&outcome, Err(e) if e.kind() == ErrorKind::Busy);
         match &outcome {
