@@ -94,9 +94,9 @@ impl Background {
                 }),
             };
             blocking.spawn_blocking(move || {
-                let outcome = bytes
-                    .and_then(|bytes| source.unpack(&run, &bytes, pages.page_size))
-                    .and_then(|unpacked| pages.store_all(&unpacked, &stamps).map_err(ReadError::Other));
+                let outcome = bytes.and_then(|bytes| {
+                    source.unpack(&run, &bytes, pages.page_size, |some| pages.store_all(some, &stamps))
+                });
                 if let Err(error) = outcome {
                     log::debug!("reading ahead: {}", Error::from(error));
                 }

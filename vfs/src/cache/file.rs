@@ -37,7 +37,7 @@ use crate::cache::trees::Trees;
 use crate::error::{Error, ErrorKind, Result};
 use crate::page::{PageCount, PageSize, Pgno};
 use crate::replica::btree;
-use crate::replica::fetch::PageSource;
+use crate::replica::fetch::{PageSource, Unpacked};
 use crate::replica::index_fetch::ReadError;
 use crate::replica::page_map::PageMap;
 use crate::replica::read_ahead::{ReadAhead, Run};
@@ -55,7 +55,7 @@ const RUNS: usize = 16;
 /// Pages of a B-tree's that may come in one request lie within so many.
 const NEARBY: u32 = 32;
 /// What hydration asks for at a time, in bytes of pages.
-const BATCH_BYTES: u32 = 8 << 20;
+const BATCH_BYTES: u32 = 16 << 20;
 /// How often hydration looks whether it may go on.
 const YIELD: Duration = Duration::from_millis(10);
 /// How often a page is looked up again whose object is not where the map says: a few times at once, then while an uploader that
@@ -287,9 +287,9 @@ impl CacheFile {
     ///
     /// # Errors
     /// The local disk's.
-    pub(crate) fn put_fetched(&self, mut pages: Vec<(Pgno, Vec<u8>)>) -> Result<()> {
-        pages.sort_by_key(|(pgno, _)| *pgno);
-        let mut stamps: Stamps = pages.iter().map(|(pgno, _)| self.pages.unit(*pgno)).collect();
+    pub(crate) fn put_fetched(&self, pages: Vec<(Pgno, Vec<u8>)>) -> Result<()> {
+        let pages = Unpacked::of(self.page_size(), pages);
+        let mut stamps: Stamps = pages.pgnos().iter().map(|pgno| self.pages.unit(*pgno)).collect();
         stamps.dedup_by_key(|(unit, _)| *unit);
         self.pages.store_all(&pages, &stamps)
     }
@@ -557,7 +557,7 @@ impl CacheFile {
             std::thread::sleep(YIELD);
         }
         let until = Pgno(first.0.saturating_add(batch));
-        let large = ReadAhead { bytes: u64::from(BATCH_BYTES) / 8, ..self.read_ahead };
+        let large = ReadAhead { bytes: u64::from(BATCH_BYTES) / 16, ..self.read_ahead };
         let plan = |free: &dyn Fn(Pgno) -> bool| {
             let first = (first.0..until.0.min(total.0 + 1)).map(Pgno).find(|&pgno| pgno != lock_page && free(pgno));
             first.map_or(Ok(Vec::new()), |first| self.plan_with(large, first, until, free))
@@ -702,8 +702,7 @@ impl CacheFile {
     }
 
     fn fetch(&self, run: &Run, stamps: &Stamps) -> Result<(), ReadError> {
-        let pages = self.source.pages(run, self.page_size())?;
-        self.pages.store_all(&pages, stamps).map_err(ReadError::Other)
+        self.source.pages(run, self.page_size(), |some| self.pages.store_all(some, stamps))
     }
 
     fn restless(&self, pgno: Pgno) -> Error {

@@ -21,6 +21,7 @@ use crate::cache::presence::{Presence, Stamp, UNIT_BYTES};
 use crate::cache::room::Room;
 use crate::error::{Error, Result};
 use crate::page::{PageCount, PageSize, Pgno};
+use crate::replica::fetch::Unpacked;
 
 /// By unit, in ascending order: its stamp as it was before the places of its pages were looked up.
 pub(crate) type Stamps = Vec<(u64, Stamp)>;
@@ -198,18 +199,22 @@ impl Pages {
         Error::local(format!("{doing} {}", self.path.display()), error)
     }
 
-    /// Writes fetched pages, in ascending order, as far as they are still wanted.
-    pub(super) fn store_all(&self, pages: &[(Pgno, Vec<u8>)], stamps: &Stamps) -> Result<()> {
-        let unit_of = |page: &(Pgno, Vec<u8>)| self.presence.unit_of(page.0);
-        pages.chunk_by(|a, b| unit_of(a) == unit_of(b)).try_for_each(|pages| self.store(pages, stamps))?;
-        let mut units: Vec<u64> = pages.iter().map(unit_of).collect();
+    /// Writes fetched pages as far as they are still wanted.
+    pub(super) fn store_all(&self, pages: &Unpacked, stamps: &Stamps) -> Result<()> {
+        let unit_of = |pgno: &Pgno| self.presence.unit_of(*pgno);
+        let mut place = 0;
+        for of_unit in pages.pgnos().chunk_by(|a, b| unit_of(a) == unit_of(b)) {
+            self.store(pages, place..place + of_unit.len(), stamps)?;
+            place += of_unit.len();
+        }
+        let mut units: Vec<u64> = pages.pgnos().iter().map(unit_of).collect();
         units.dedup();
         self.keep_within_bounds(&units)
     }
 
-    /// Writes fetched pages of one unit, as far as they are still wanted, those that lie side by side in one go.
-    fn store(&self, pages: &[(Pgno, Vec<u8>)], stamps: &Stamps) -> Result<()> {
-        let Some((first, _)) = pages.first() else { return Ok(()) };
+    /// Writes fetched pages of one unit, those at these places, as far as they are still wanted; those that lie side by side in one go.
+    fn store(&self, pages: &Unpacked, places: Range<usize>, stamps: &Stamps) -> Result<()> {
+        let Some(first) = pages.pgnos().get(places.start) else { return Ok(()) };
         let unit = self.presence.unit_of(*first);
         let before = stamps.binary_search_by_key(&unit, |&(noted, _)| noted).ok().map(|at| stamps[at].1.clears());
         let held = self.presence.lock(unit)?;
@@ -217,12 +222,14 @@ impl Pages {
             return Ok(());
         }
         let total = self.presence.pages();
-        let wanted = |pgno: Pgno| !self.presence.has(pgno) && total.contains(pgno);
-        let wanted: Vec<_> = pages.iter().filter(|(pgno, _)| wanted(*pgno)).collect();
-        for side_by_side in wanted.chunk_by(|a, b| a.0.0 + 1 == b.0.0) {
-            let joined = side_by_side.iter().map(|(_, page)| page.as_slice()).collect::<Vec<_>>().concat();
-            self.write_masked(side_by_side[0].0, &joined)?;
-            side_by_side.iter().for_each(|(pgno, _)| held.set(*pgno));
+        let pgno = |place: usize| pages.pgnos()[place];
+        let is_wanted = |&place: &usize| !self.presence.has(pgno(place)) && total.contains(pgno(place));
+        let wanted: Vec<usize> = places.filter(is_wanted).collect();
+        let follows = |a: &usize, b: &usize| a + 1 == *b && pgno(*a).0 + 1 == pgno(*b).0;
+        for side_by_side in wanted.chunk_by(follows) {
+            let places = side_by_side[0]..side_by_side[0] + side_by_side.len();
+            self.write_masked(pgno(places.start), pages.bytes(places))?;
+            side_by_side.iter().for_each(|&place| held.set(pgno(place)));
         }
         // Else what is fetched ahead would be the first to go.
         self.presence.use_unit(unit);

@@ -66,7 +66,8 @@ impl<R: Read> Decoder<R> {
             return Ok(None);
         }
         let start = self.input.offset();
-        let Some(head) = self.frames.read(&mut self.input, self.header.page_size, page)? else {
+        page.resize(self.header.page_size.bytes() as usize, 0);
+        let Some(head) = self.frames.read(&mut self.input, page)? else {
             self.order.complete().map_err(|why| DecodeError::invalid("end of the pages", start, why))?;
             self.checksum.update(&END_OF_PAGES);
             self.pages_ended = true;

@@ -80,12 +80,11 @@ pub(super) struct FrameReader {
 }
 
 impl FrameReader {
-    /// Reads the next frame and leaves exactly one page in `page`. `None` at the end of the pages.
+    /// Reads the next frame into `page`, which is exactly one page long. `None` at the end of the pages.
     pub(super) fn read<R: Read>(
         &mut self,
         input: &mut Input<R>,
-        page_size: PageSize,
-        page: &mut Vec<u8>,
+        page: &mut [u8],
     ) -> Result<Option<FrameHead>, DecodeError> {
         let start = input.offset();
         let short: [u8; 6] = input.take("page head")?;
@@ -97,7 +96,6 @@ impl FrameReader {
         if pgno.0 == 0 {
             return Err(DecodeError::invalid("page number", start, "0; pages are counted from 1"));
         }
-        page.resize(page_size.bytes() as usize, 0);
         let mut head = FrameHead { pgno, bytes: [a, b, c, d, e, f, 0, 0, 0, 0], len: 6 };
         match u16::from_be_bytes([e, f]) {
             FLAG_BLOCK => {
@@ -214,14 +212,32 @@ fn exactly(at: u64, size: usize, page_size: usize) -> Result<(), DecodeError> {
 /// # Errors
 /// The bytes are not exactly one frame of one page. Offsets count from the start of the frame.
 pub fn decode_page_frame(bytes: &[u8], page_size: PageSize) -> Result<(Pgno, Vec<u8>), DecodeError> {
+    let mut page = vec![0; page_size.bytes() as usize];
+    Ok((decode_page_frame_into(bytes, &mut page)?, page))
+}
+
+/// The same, into a buffer of exactly one page, of which nothing can be said after an error.
+///
+/// # Errors
+/// As [`decode_page_frame`].
+pub(crate) fn decode_page_frame_into(bytes: &[u8], page: &mut [u8]) -> Result<Pgno, DecodeError> {
+    if let Some((head, packed)) = bytes.split_first_chunk::<10>()
+        && head[4..6] == FLAG_BLOCK.to_be_bytes()
+        && u32::from_be_bytes([head[6], head[7], head[8], head[9]]) as usize == packed.len()
+        && head[..4] != [0; 4]
+    {
+        // The form that nearly all have, without a copy of what is packed.
+        let size = decompress_into(packed, page).map_err(|error| not_lz4(10, &error))?;
+        exactly(10, size, page.len())?;
+        return Ok(Pgno(u32::from_be_bytes([head[0], head[1], head[2], head[3]])));
+    }
     let mut input = Input::new(bytes);
-    let mut page = Vec::new();
     let head = FrameReader::default()
-        .read(&mut input, page_size, &mut page)?
+        .read(&mut input, page)?
         .ok_or_else(|| DecodeError::invalid("page number", 0, "the end of the pages instead of a page"))?;
     if input.offset() != bytes.len() as u64 {
         let why = format!("the frame is {} bytes long, not {}", input.offset(), bytes.len());
         return Err(DecodeError::invalid("page frame", input.offset(), why));
     }
-    Ok((head.pgno, page))
+    Ok(head.pgno)
 }

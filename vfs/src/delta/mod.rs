@@ -39,6 +39,7 @@ pub use decoder::{Decoder, verify};
 pub use encoder::Encoder;
 pub use error::{DecodeError, EncodeError, MergeError};
 pub use frame::decode_page_frame;
+pub(crate) use frame::decode_page_frame_into;
 pub use header::Header;
 pub use index::{IndexEntry, PageIndex, TAIL_MIN, tail_layout};
 pub use merge::merge;

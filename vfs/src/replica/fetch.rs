@@ -11,17 +11,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::delta::decode_page_frame;
+use crate::delta::decode_page_frame_into;
 use crate::error::{Error, ErrorKind, Result};
 use crate::page::{PageSize, Pgno};
 use crate::replica::index_fetch::ReadError;
 use crate::replica::names::{ObjectName, Replica};
 use crate::replica::object_table::ObjectRef;
-use crate::replica::page_map::Location;
 use crate::replica::read_ahead::Run;
 
 /// How long a read of SQLite's waits for the bucket when nothing else is configured.
 pub const DEFAULT_LIMIT: Duration = Duration::from_secs(30);
+
+/// So many bytes of pages are unpacked before they are stored: they are still in the processor's cache then.
+const AT_A_TIME: usize = 256 * 1024;
 
 /// The bytes of an object on the local disk.
 pub trait ReadAt: Send {
@@ -45,6 +47,60 @@ pub struct NoLocalObjects;
 impl LocalObjects for NoLocalObjects {
     fn open(&self, _: &ObjectName) -> Option<Box<dyn ReadAt>> {
         None
+    }
+}
+
+/// Pages in ascending order, whose bytes lie side by side.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Unpacked {
+    page_bytes: usize,
+    pgnos: Vec<Pgno>,
+    bytes: Vec<u8>,
+}
+
+impl Unpacked {
+    /// These pages, of zeros.
+    pub(crate) fn zeros(page_size: PageSize, pgnos: impl IntoIterator<Item = Pgno>) -> Unpacked {
+        let mut pages = Unpacked { page_bytes: page_size.bytes() as usize, pgnos: Vec::new(), bytes: Vec::new() };
+        pgnos.into_iter().for_each(|pgno| _ = pages.push(pgno));
+        pages
+    }
+
+    /// These pages, but for what is not one page long.
+    pub(crate) fn of(page_size: PageSize, mut from: Vec<(Pgno, Vec<u8>)>) -> Unpacked {
+        from.sort_by_key(|(pgno, _)| *pgno);
+        let mut pages = Unpacked::zeros(page_size, []);
+        from.retain(|(_, page)| page.len() == pages.page_bytes);
+        from.iter().for_each(|(pgno, page)| pages.push(*pgno).copy_from_slice(page));
+        pages
+    }
+
+    /// Which pages.
+    pub(crate) fn pgnos(&self) -> &[Pgno] {
+        &self.pgnos
+    }
+
+    /// The bytes of the pages at these places.
+    pub(crate) fn bytes(&self, places: Range<usize>) -> &[u8] {
+        &self.bytes[places.start * self.page_bytes..places.end * self.page_bytes]
+    }
+
+    /// One more page, of zeros, to be written over.
+    fn push(&mut self, pgno: Pgno) -> &mut [u8] {
+        self.pgnos.push(pgno);
+        let start = self.bytes.len();
+        self.bytes.resize(start + self.page_bytes, 0);
+        &mut self.bytes[start..]
+    }
+
+    fn pop(&mut self) {
+        self.pgnos.pop();
+        self.bytes.truncate(self.pgnos.len() * self.page_bytes);
+    }
+
+    fn clear(&mut self) {
+        self.pgnos.clear();
+        self.bytes.clear();
     }
 }
 
@@ -78,8 +134,13 @@ impl PageSource {
         self.limit
     }
 
-    /// Gets the pages of a run and waits for them. Of the outcome see [`PageSource::unpack`].
-    pub(crate) fn pages(&self, run: &Run, page_size: PageSize) -> Result<Vec<(Pgno, Vec<u8>)>, ReadError> {
+    /// Gets the pages of a run, waits for them and hands them to `store`. Of the outcome see [`PageSource::unpack`].
+    pub(crate) fn pages(
+        &self,
+        run: &Run,
+        page_size: PageSize,
+        store: impl FnMut(&Unpacked) -> Result<()>,
+    ) -> Result<(), ReadError> {
         let (source, wanted) = (self.clone(), run.clone());
         let what = || match &run.object {
             Some(object) => {
@@ -93,7 +154,7 @@ impl PageSource {
             None => crate::runtime::wait(&what(), self.limit, async move { source.bytes(&wanted).await })
                 .map_err(ReadError::Other)??,
         };
-        self.unpack(run, &bytes, page_size)
+        self.unpack(run, &bytes, page_size, store)
     }
 
     /// The bytes of a run where its object is on the local disk, or where no object has it.
@@ -114,34 +175,45 @@ impl PageSource {
         Ok(self.replica.read(&name, generation, Some(span(run, object))).await?.bytes)
     }
 
-    /// Unpacks the pages of a run from its bytes, in its order. The first one is the one that is needed: an error of its bytes is
-    /// an error; another one that is damaged is left out, with all that are behind it, and is reported when it is read itself.
+    /// Unpacks the pages of a run from its bytes, in its order, and hands them to `store`, some at a time. The first one is the one
+    /// that is needed: an error of its bytes is an error; another one that is damaged is left out, with all that are behind it, and is
+    /// reported when it is read itself.
     pub(crate) fn unpack(
         &self,
         run: &Run,
         bytes: &[u8],
         page_size: PageSize,
-    ) -> Result<Vec<(Pgno, Vec<u8>)>, ReadError> {
-        let (Some(object), Some(first)) = (&run.object, run.pages.first()) else {
-            let zeros = |&(pgno, _): &(Pgno, Location)| (pgno, vec![0; page_size.bytes() as usize]);
-            return Ok(run.pages.iter().map(zeros).collect());
+        mut store: impl FnMut(&Unpacked) -> Result<()>,
+    ) -> Result<(), ReadError> {
+        let (start, end) = match (&run.object, run.pages.first()) {
+            (Some(object), Some(first)) => (first.1.offset, span(run, object).end),
+            _ => {
+                let zeros = Unpacked::zeros(page_size, run.pages.iter().map(|(pgno, _)| *pgno));
+                return store(&zeros).map_err(ReadError::Other);
+            }
         };
-        let (start, end) = (first.1.offset, span(run, object).end);
-        let mut pages = Vec::with_capacity(run.pages.len());
+        let mut unpacked = Unpacked::zeros(page_size, []);
         for (at, &(pgno, place)) in run.pages.iter().enumerate() {
             let until = run.pages.get(at + 1).map_or(end, |next| next.1.offset);
             let frame = bytes.get((place.offset - start) as usize..bytes.len().min((until - start) as usize));
-            match page(pgno, frame.unwrap_or_default(), page_size) {
-                Ok(page) => pages.push((pgno, page)),
+            match unpack_page(pgno, frame.unwrap_or_default(), unpacked.push(pgno)) {
+                Ok(()) => {}
                 Err(why) if at == 0 => {
-                    let what =
-                        format!("{} in {}: page {pgno} at byte {}", object.name, self.replica.place(), place.offset);
+                    let name = run.object.as_ref().map(|object| object.name.to_string()).unwrap_or_default();
+                    let what = format!("{name} in {}: page {pgno} at byte {}", self.replica.place(), place.offset);
                     return Err(ReadError::Other(why.context(what)));
                 }
-                Err(_) => break,
+                Err(_) => {
+                    unpacked.pop();
+                    break;
+                }
+            }
+            if unpacked.bytes.len() >= AT_A_TIME {
+                store(&unpacked).map_err(ReadError::Other)?;
+                unpacked.clear();
             }
         }
-        Ok(pages)
+        store(&unpacked).map_err(ReadError::Other)
     }
 }
 
@@ -168,13 +240,13 @@ fn read_local(local: &dyn ReadAt, name: &ObjectName, range: Range<u64>) -> Resul
 }
 
 /// Unpacks the frame at the beginning of `bytes`, which has to be this page's.
-fn page(pgno: Pgno, bytes: &[u8], page_size: PageSize) -> Result<Vec<u8>> {
+fn unpack_page(pgno: Pgno, bytes: &[u8], page: &mut [u8]) -> Result<()> {
     let cut = |len: usize| bytes.get(..len).unwrap_or(bytes);
-    let (found, page) = decode_page_frame(frame_len(bytes).map_or(bytes, cut), page_size)?;
+    let found = decode_page_frame_into(frame_len(bytes).map_or(bytes, cut), page)?;
     if found != pgno {
         return Err(Error::new(ErrorKind::Corrupt, format!("page number: {found}, not {pgno}")));
     }
-    Ok(page)
+    Ok(())
 }
 
 /// The length of the frame at the beginning of `bytes`; `None` where they end before that can be told. (Places are kept

@@ -40,15 +40,27 @@ impl Bed {
     }
 }
 
+/// All pages of a run.
+fn unpacked(source: &PageSource, run: &Run) -> Result<Unpacked, ReadError> {
+    let mut all = Vec::new();
+    let mut keep = |some: &Unpacked| {
+        let page = |at: usize| (some.pgnos()[at], some.bytes(at..at + 1).to_vec());
+        all.extend((0..some.pgnos().len()).map(page));
+        Ok(())
+    };
+    source.pages(run, PAGE, &mut keep)?;
+    Ok(Unpacked::of(PAGE, all))
+}
+
 #[test]
 fn a_run_is_one_request_and_gives_every_page_of_it() {
     let bed = bed();
     for missing in [1, 30, 40] {
         let run = bed.run(missing);
         assert_eq!(run.pages.len(), 16.min(41 - missing as usize));
-        let pages = bed.source().pages(&run, PAGE).unwrap();
+        let pages = unpacked(&bed.source(), &run).unwrap();
         let expected: Vec<_> = (missing..).take(run.pages.len()).map(|pgno| (Pgno(pgno), content(pgno, 1))).collect();
-        assert!(pages == expected);
+        assert!(pages == Unpacked::of(PAGE, expected));
         assert_eq!(bed.bucket.take_gets().len(), 1);
     }
 }
@@ -71,10 +83,10 @@ fn a_run_stays_within_its_bytes_and_bridges_small_gaps_only() {
     assert_eq!((bridged, next), ((5..=40).filter(|pgno| *pgno != 8).collect(), 41));
     let (run, _) = plan(ReadAhead::default(), without_8);
     let expected: Vec<_> = run.pages.iter().map(|(pgno, _)| (*pgno, content(pgno.0, 1))).collect();
-    assert!(bed.source().pages(&run, PAGE).unwrap() == expected);
+    assert!(unpacked(&bed.source(), &run).unwrap() == Unpacked::of(PAGE, expected));
     assert_eq!(bed.bucket.take_gets().len(), 1);
     let (zeros, _) = ReadAhead::default().run(&bed.map, Pgno(41), Pgno(50), |_| true).unwrap();
-    assert_eq!(bed.source().pages(&zeros, PAGE).unwrap(), [(Pgno(41), vec![0; 4096])]);
+    assert_eq!(unpacked(&bed.source(), &zeros).unwrap(), Unpacked::zeros(PAGE, [Pgno(41)]));
     assert!(bed.bucket.take_gets().is_empty());
 }
 
@@ -83,9 +95,9 @@ fn a_damaged_page_is_an_error_that_names_it_and_a_damaged_neighbour_is_none() {
     let bed = bed();
     let at = bed.map.location(Pgno(7)).unwrap().offset as usize;
     bed.bucket.tamper(&bed.replica.ltx(&name(9, 1, 1)), |bytes| bytes[at + 3] = 9);
-    let pages = bed.source().pages(&bed.run(5), PAGE).unwrap();
-    assert!(pages == [5, 6].map(|pgno| (Pgno(pgno), content(pgno, 1))));
-    let error = Error::from(bed.source().pages(&bed.run(7), PAGE).unwrap_err());
+    let pages = unpacked(&bed.source(), &bed.run(5)).unwrap();
+    assert!(pages == Unpacked::of(PAGE, [5, 6].map(|pgno| (Pgno(pgno), content(pgno, 1))).to_vec()));
+    let error = Error::from(unpacked(&bed.source(), &bed.run(7)).unwrap_err());
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     let text = error.to_string();
     for part in ["9/0000000000000001-0000000000000001.ltx", "memory://bucket/db", "page 7", "page number: 9, not 7"] {
@@ -127,15 +139,15 @@ fn pages_of_a_delta_in_the_outbox_are_read_there_until_it_is_in_the_bucket() {
     std::fs::write(&frozen, [vec![7; 33], bytes.clone()].concat()).unwrap();
     let source = PageSource::new(bed.replica.clone(), Arc::new(outbox), Duration::from_secs(30));
     let expected = [3, 4, 5].map(|pgno| (Pgno(pgno), content(pgno, 2)));
-    assert!(source.pages(&bed.run(3), PAGE).unwrap() == expected);
+    assert!(unpacked(&source, &bed.run(3)).unwrap() == Unpacked::of(PAGE, expected.to_vec()));
     assert!(bed.bucket.take_gets().is_empty());
 
     let generation = bed.bucket.set(&bed.replica.ltx(&name(0, 2, 2)), bytes);
     let looked_up_before = bed.run(3);
     bed.map.uploaded(&name(0, 2, 2), generation);
     std::fs::remove_file(frozen).unwrap();
-    assert!(matches!(source.pages(&looked_up_before, PAGE), Err(ReadError::Stale(_))));
-    assert!(source.pages(&bed.run(3), PAGE).unwrap() == expected);
+    assert!(matches!(unpacked(&source, &looked_up_before), Err(ReadError::Stale(_))));
+    assert!(unpacked(&source, &bed.run(3)).unwrap() == Unpacked::of(PAGE, expected.to_vec()));
     assert_eq!(bed.bucket.take_gets().len(), 1);
 }
 
@@ -144,7 +156,7 @@ fn a_wait_for_the_bucket_ends_and_says_what_was_tried() {
     let bed = bed();
     let _never_opened = bed.bucket.hold();
     let source = PageSource::new(bed.replica.clone(), Arc::new(NoLocalObjects), Duration::from_millis(20));
-    let error = Error::from(source.pages(&bed.run(5), PAGE).unwrap_err());
+    let error = Error::from(unpacked(&source, &bed.run(5)).unwrap_err());
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.to_string().contains("of 9/0000000000000001-0000000000000001.ltx in memory://bucket/db"), "{error}");
 }
@@ -155,9 +167,9 @@ fn a_gone_object_is_told_from_a_damaged_one() {
     let run = bed.run(5);
     let whole = bed.replica.ltx(&name(9, 1, 1));
     bed.bucket.set(&whole, vec![0; 100_000]);
-    assert!(matches!(bed.source().pages(&run, PAGE), Err(ReadError::Moved(_))));
+    assert!(matches!(unpacked(&bed.source(), &run), Err(ReadError::Moved(_))));
     bed.bucket.remove(&whole);
-    assert!(matches!(bed.source().pages(&run, PAGE), Err(ReadError::Moved(_))));
+    assert!(matches!(unpacked(&bed.source(), &run), Err(ReadError::Moved(_))));
 }
 
 /// Frames of both forms with bytes behind them, as a rounded length brings them.
@@ -182,14 +194,17 @@ fn the_frame_is_found_among_the_bytes_behind_it() {
         encoder.write_all(&body[cut..]).unwrap();
         frames.push([head(0), encoder.finish().unwrap()].concat());
     }
+    let mut page = body.clone();
     for frame in frames {
         for behind in [0, 1, 36] {
             let bytes = [frame.clone(), vec![0xa5; behind]].concat();
             assert_eq!(frame_len(&bytes), Some(frame.len()));
-            assert!(page(Pgno(2), &bytes, PAGE).unwrap() == body);
+            page.fill(0xff);
+            unpack_page(Pgno(2), &bytes, &mut page).unwrap();
+            assert!(page == body);
         }
         for end in 0..frame.len() {
-            assert!(page(Pgno(2), &frame[..end], PAGE).is_err());
+            assert!(unpack_page(Pgno(2), &frame[..end], &mut page).is_err());
         }
     }
 }
