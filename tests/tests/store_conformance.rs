@@ -410,9 +410,9 @@ async fn processes_that_share_a_directory_lose_no_write_of_each_other() {
 }
 
 #[tokio::test]
-#[ignore = "a part of the test above, in a process of its own"]
+#[ignore = "not a test: what the test above starts as another process"]
 async fn one_of_the_processes() {
-    let root = std::env::var_os("CONFORMANCE_DIRECTORY").unwrap();
+    let Some(root) = std::env::var_os("CONFORMANCE_DIRECTORY") else { return };
     let store = directory(Path::new(&root));
     let mut won = 0;
     for n in 0..NAMES {
