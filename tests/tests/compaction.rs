@@ -111,7 +111,7 @@ fn pages_never_read_are_found_when_the_objects_they_lay_in_are_gone() {
 
     bed.proxy.set_clock_ahead(HOURS);
     let mut session = begin(&bed, "a", "flush_interval=0&retention=0");
-    let mut reader = bed.host("reader", "").open();
+    let mut reader = bed.host("reader", "hydrate=off").open();
     let before = bed.judge.log();
     for _ in 0..4 {
         for _ in 0..70 {

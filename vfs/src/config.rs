@@ -12,7 +12,7 @@
 //! | `class_a_budget` | class A requests a month, 200000 or more; with `flush_interval=auto` only | 1000000 | refused |
 //! | `flush_interval` | duration, or `auto`: from 1 s to 60 s, such that the budget is kept | `1s` | every commit is sent at once |
 //! | `cache_size` | size, 1 MB or more | a quarter of the memory limit on tmpfs, half of the free disk elsewhere | no bound |
-//! | `hydrate` | `off`, `background` or `now` (the open waits) | `off` | - |
+//! | `hydrate` | `auto`, `off`, `background` or `now` (the open waits) | `auto`: `background`, from a second after the open on, for a database of 64 MB and an eighth of `cache_size` at the most; else `off` | - |
 //! | `page_size` | bytes, of a new database | `4096` | refused |
 //! | `poll_interval` | duration, to 10 min: how old what a follower shows may be, at the most | `1s` | what others write is not looked for |
 //! | `lease_ttl` | duration, 5 s to 10 min | `40s` | refused |
@@ -65,6 +65,8 @@ impl Durability {
 /// Whether the cache is filled without being asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Hydrate {
+    /// In the background where the database is small: 64 MB at the most, and an eighth of the cache's bound.
+    Auto,
     /// Only what is read is fetched, and what a scan will come to.
     Off,
     /// The rest is fetched while the database is in use.
@@ -183,10 +185,11 @@ impl Config {
             ),
         };
         let hydrate = match value("hydrate").as_deref() {
-            None | Some("off") => Hydrate::Off,
+            None | Some("auto") => Hydrate::Auto,
+            Some("off") => Hydrate::Off,
             Some("background") => Hydrate::Background,
             Some("now") => Hydrate::Now,
-            Some(text) => return Err(refuse_value("hydrate", text, "off, background or now")),
+            Some(text) => return Err(refuse_value("hydrate", text, "auto, off, background or now")),
         };
         let page_size = match value("page_size") {
             None => PageSize::DEFAULT,
@@ -332,7 +335,7 @@ mod tests {
             (vec![bucket, ("flush_interval", "auto"), ("class_a_budget", "9")], "class_a_budget", "200000"),
             (vec![bucket, ("cache_size", "100KB")], "cache_size", "256MB"),
             (vec![bucket, ("cache_size", "1 GB")], "cache_size", "256MB"),
-            (vec![bucket, ("hydrate", "yes")], "hydrate", "off, background or now"),
+            (vec![bucket, ("hydrate", "yes")], "hydrate", "auto, off, background or now"),
             (vec![bucket, ("page_size", "1000")], "page_size", "512"),
             (vec![bucket, ("lease_ttl", "0")], "lease_ttl", "5s"),
             (vec![bucket, ("request_timeout", "5ms")], "request_timeout", "100ms"),

@@ -173,6 +173,21 @@ fn hydration_brings_every_page_before_the_open_returns_or_behind_it() {
     }
     assert_eq!(state(&db), "done");
     assert_eq!(status(&db, "pages_present"), status(&db, "pages_total"));
+    // By itself a small database is filled a moment after its open; not one that is large for its bound.
+    let db = open("auto", "&hydrate=auto");
+    assert_ne!(state(&db), "off");
+    for _ in 0..2000 {
+        if state(&db) == "done" {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert_eq!(state(&db), "done");
+    assert_eq!(status(&db, "pages_present"), status(&db, "pages_total"));
+    let bound = status(&db, "pages_total") * 4096 * 7;
+    assert_eq!(state(&open("auto-large", &format!("&hydrate=auto&cache_size={bound}"))), "off");
+    let db = open("auto-closed", "&hydrate=auto");
+    drop(db);
     // A bound that leaves no room ends it.
     let db = open("bounded", "&hydrate=now&cache_size=4MB");
     assert_eq!(state(&db), "full");

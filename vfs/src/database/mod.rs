@@ -142,7 +142,7 @@ pub(crate) struct Database {
     generation: u32,
     /// Deltas that are in the bucket and not in the page map yet, and the epochs of checkpoints that wait for them.
     pub(crate) pending: PendingDeltas,
-    hydration: hydrate::Hydration,
+    hydration: Arc<hydrate::Hydration>,
     hot: hot_writer::HotWriter,
     pub(crate) epochs: Mutex<VecDeque<(u64, TxId)>>,
     /// Held for the whole life: shared with the other processes that have the database open.
@@ -371,10 +371,10 @@ impl Database {
     /// After the last connection of this process closed the main file: uploads what is committed, with a deadline,
     /// and lets go of every lock and file. What could not be sent is logged and kept on disk.
     pub(crate) fn close(&self) {
-        self.hydration.stop();
         if self.is_inherited() {
             return;
         }
+        self.hydration.stop();
         self.keeper.stop();
         self.follower.stop();
         waiting::forget(self);

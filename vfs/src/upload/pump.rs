@@ -1,6 +1,6 @@
 //! The process's background threads: a few of them for any number of databases, each database served when it is due. Uploads,
-//! the work on the history and the following of the log stand in lines of their own, so that no upload waits for a merge or for a
-//! stalled read.
+//! the work on the history, the following of the log and the filling of caches stand in lines of their own, so that no upload waits
+//! for a merge or for a stalled read.
 //!
 //! - **Ordering.** A database is served by one thread at a time; a call for it that comes meanwhile serves it again after.
 //! - **Retries.** A turn says when it wants the next one; the pump itself never retries.
@@ -27,9 +27,11 @@ pub(crate) enum Line {
     Follow = 2,
     /// Letting go of read marks, which takes no time.
     Marks = 3,
+    /// Filling caches.
+    Hydrate = 4,
 }
 
-const LINES: [Line; 4] = [Line::Uploads, Line::History, Line::Follow, Line::Marks];
+const LINES: [Line; 5] = [Line::Uploads, Line::History, Line::Follow, Line::Marks, Line::Hydrate];
 
 impl Line {
     /// Threads at the most. Each may wait for one upload; and two merges at a time are as much as should be read and written
@@ -40,6 +42,7 @@ impl Line {
             Line::History => 2,
             Line::Follow => 4,
             Line::Marks => 1,
+            Line::Hydrate => 2,
         }
     }
 
@@ -49,6 +52,7 @@ impl Line {
             Line::History => "sqlite-gcs-merge",
             Line::Follow => "sqlite-gcs-follow",
             Line::Marks => "sqlite-gcs-marks",
+            Line::Hydrate => "sqlite-gcs-hydrate",
         }
     }
 
