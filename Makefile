@@ -95,8 +95,9 @@ deploy: setup ## Checks the files of deploy/, and carries out the Dockerfile's b
 unit: ## The tests that need nothing but Rust
 	cargo test $(CARGO_FLAGS) --package sqlite-gcs --package cities
 
-soak: setup loadable ## The long checks: a minute of fuzzing (needs a C++ compiler), and what the tests mark as ignored
+soak: setup loadable ## The long checks: a minute of fuzzing (needs a C++ compiler), 100,000 seeds of the protocol, and what the tests ignore
 	fuzz/run 60
+	SQLITE_GCS_SEEDS=100000 cargo test $(CARGO_FLAGS) $(others) --lib no_seed_violates -- --nocapture
 	@export SQLITE_GCS_TEST_EXTENSION=$(TARGET)/debug/libsqlite_gcs.so; \
 	CARGO_TARGET_DIR=$(TARGET) tests/run --at-once 1 $(CARGO_FLAGS) $(others) -- --ignored
 
