@@ -102,15 +102,16 @@ impl Database {
             if stop.load(Ordering::SeqCst) {
                 break Ok("stopped");
             }
-            match self.cache.fill_ahead(at, &mut under_way, stop)? {
-                Batch::Whole => break Ok("done"),
-                Batch::NoRoom => break Ok("full"),
-                Batch::Fetched(next) => (at, in_vain) = (next, 0),
-                Batch::Nothing if in_vain == TRIES => {
+            match self.cache.fill_ahead(at, &mut under_way, stop) {
+                Err(e) => break Err(e),
+                Ok(Batch::Whole) => break Ok("done"),
+                Ok(Batch::NoRoom) => break Ok("full"),
+                Ok(Batch::Fetched(next)) => (at, in_vain) = (next, 0),
+                Ok(Batch::Nothing) if in_vain == TRIES => {
                     let why = format!("hydration: no page came in {TRIES} tries; reads go on by themselves");
                     break Err(Error::new(ErrorKind::Unavailable, why));
                 }
-                Batch::Nothing => {
+                Ok(Batch::Nothing) => {
                     in_vain += 1;
                     std::thread::sleep(PAUSE);
                 }
